@@ -50,7 +50,7 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        """`path: got value; need rule. Why. Hint.`"""
+        """Read as `path: got value; need rule. Why. Hint.`, without the empty parts."""
         got = f"got {self.value}; " if self.value else ""
         text = f"{self.path}: {got}need {self.rule}."
         for part in (self.why, self.hint):
