@@ -48,6 +48,7 @@ class Block:
         step: int32, the server step its delta contributes to.
         num_examples: int64, training examples of the client, ≥ 1.
         weight: float64, staleness weight times example weight.
+        example_weight: float64, what the lane adds to the divisor of its server step.
     """
 
     block_id: int
@@ -57,6 +58,7 @@ class Block:
     step: I32
     num_examples: I64
     weight: F64
+    example_weight: F64
 
     @property
     def num_lanes(self) -> int:
@@ -80,7 +82,7 @@ class PartialSum:
         step: the server step it belongs to.
         num_lanes: tasks summed here, diverged ones included.
         num_diverged: tasks zeroed because their delta was not finite or over the declared bound.
-        lost_weight: int64 grid units of weight taken out by diverged lanes (used under example weights).
+        lost_weight: Σ example_weight of the diverged lanes, in metric-grid units (2**-24).
         dense: int64 [P], Σ weight · delta / grid.
         tables: one RowSum per embedding table.
         metrics: int64 [M], sums of the learner's metrics (see `learner.METRICS`) on the metric grid.
