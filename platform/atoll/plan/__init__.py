@@ -1,1 +1,21 @@
-"""The plan room."""
+"""Timeline → work units: blocks of lanes, version lifetimes, exact grid, cost, checks ahead of the run."""
+
+from atoll.plan.blocks import Weigh, cut_blocks, lookahead_steps
+from atoll.plan.grid import METRIC_EXPONENT, Grid
+from atoll.plan.planner import Planner, PlanSettings, StepPlan, Window
+from atoll.plan.summary import PlanSummary, SummaryBuilder, check_memory
+
+__all__ = [
+    "METRIC_EXPONENT",
+    "Grid",
+    "PlanSettings",
+    "PlanSummary",
+    "Planner",
+    "StepPlan",
+    "SummaryBuilder",
+    "Weigh",
+    "Window",
+    "check_memory",
+    "cut_blocks",
+    "lookahead_steps",
+]

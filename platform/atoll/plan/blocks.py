@@ -1,0 +1,93 @@
+"""Cutting a window of server steps into blocks of lanes, without looking at when the run stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll.messages import Block
+
+__all__ = ["Weigh", "cut_blocks", "lookahead_steps"]
+
+#: (staleness int64, num_examples int64) → (weight, example weight), float64, elementwise and pure.
+Weigh = Callable[
+    [npt.NDArray[np.int64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+]
+
+#: A window holds about this many full blocks, so that one ragged block per group costs little.
+_BLOCKS_PER_WINDOW = 4
+
+
+def lookahead_steps(lanes: int, tasks_per_step: int, *, is_async: bool) -> int:
+    """How many consecutive server steps are cut together.
+
+    One in synchronous mode, where a round's tasks all start on its own version. In asynchronous mode as many as give
+    about four blocks of W lanes, since tasks of neighbouring steps may share a block.
+
+    Args:
+        lanes: W, > 0.
+        tasks_per_step: buffer goal K, > 0.
+        is_async: whether tasks of one step may start on several versions.
+
+    Purity: pure.
+
+    Example:
+        >>> lookahead_steps(32, 20, is_async=True), lookahead_steps(32, 20, is_async=False)
+        (7, 1)
+    """
+    if not is_async:
+        return 1
+    return max(1, -(-_BLOCKS_PER_WINDOW * lanes // tasks_per_step))
+
+
+def cut_blocks(
+    rows: npt.NDArray[np.void], lanes: int, weigh: Weigh, first_block_id: int
+) -> list[Block]:
+    """Blocks of up to `lanes` tasks that cover `rows`, each task once.
+
+    Guarantees:
+        In every block max(start_version) ≤ min(step): all its start versions exist before the first step that needs
+        it. So blocks never wait for one another in a circle.
+        Lanes are sorted by num_examples, longest first (ties: step, then task id), so that neighbours in a block do
+        similar work and the learner can shrink the active prefix.
+
+    The tasks that may start on the window's first open version are cut first, then those that need a later one, and
+    so on: few groups, since most tasks of an asynchronous run start on old versions.
+
+    Args:
+        rows: structured array (timeline.ROW) of the tasks used by the window's steps, any order.
+        lanes: W, > 0.
+        weigh: gives each task's weight and example weight.
+        first_block_id: id of the first block; the others follow.
+
+    Purity: pure; independent of everything after the window, so plans are prefix-stable.
+    """
+    blocks: list[Block] = []
+    rest = rows
+    while rest.size:
+        open_version = rest["step"].min()
+        is_free = rest["start_version"] <= open_version
+        group = rest[is_free]
+        group = group[np.lexsort((group["task_id"], group["step"], -group["num_examples"].astype(np.int64)))]
+        for begin in range(0, group.size, lanes):
+            blocks.append(_block(first_block_id + len(blocks), group[begin : begin + lanes], weigh))
+        rest = rest[~is_free]
+    return blocks
+
+
+def _block(block_id: int, rows: npt.NDArray[np.void], weigh: Weigh) -> Block:
+    staleness = rows["step"].astype(np.int64) - rows["start_version"]
+    num_examples = rows["num_examples"].astype(np.int64)
+    weight, example_weight = weigh(staleness, num_examples)
+    return Block(
+        block_id=block_id,
+        task_id=np.ascontiguousarray(rows["task_id"]),
+        client_id=np.ascontiguousarray(rows["client_id"]),
+        start_version=np.ascontiguousarray(rows["start_version"]),
+        step=np.ascontiguousarray(rows["step"]),
+        num_examples=num_examples,
+        weight=weight,
+        example_weight=example_weight,
+    )
