@@ -1,1 +1,41 @@
-"""The aggregation room."""
+"""Buffers, exact sums, staleness and example weights, server optimizers; no ray, no I/O."""
+
+from atoll.aggregation.aggregator import Aggregator, Rule, Step, metric_values
+from atoll.aggregation.exact import add_exact, merge_rows
+from atoll.aggregation.optimizers import Adagrad, Adam, ServerOptimizer, ServerSgd, Yogi
+from atoll.aggregation.weights import (
+    ConstantStaleness,
+    EqualWeight,
+    ExampleCount,
+    ExampleWeight,
+    LogExamples,
+    PolynomialStaleness,
+    SqrtExamples,
+    StalenessWeight,
+    ThresholdStaleness,
+    Weighting,
+)
+
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "Aggregator",
+    "ConstantStaleness",
+    "EqualWeight",
+    "ExampleCount",
+    "ExampleWeight",
+    "LogExamples",
+    "PolynomialStaleness",
+    "Rule",
+    "ServerOptimizer",
+    "ServerSgd",
+    "SqrtExamples",
+    "StalenessWeight",
+    "Step",
+    "ThresholdStaleness",
+    "Weighting",
+    "Yogi",
+    "add_exact",
+    "merge_rows",
+    "metric_values",
+]

@@ -1,0 +1,235 @@
+"""The aggregator: buffers of exact sums per server step, closed in order; a pure state machine, no ray, no I/O."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll.aggregation.exact import add_exact, merge_rows
+from atoll.aggregation.optimizers import ServerOptimizer, State
+from atoll.errors import AggregationError
+from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum
+from atoll.plan import METRIC_EXPONENT, Grid, StepPlan
+
+__all__ = ["Aggregator", "Rule", "Step", "metric_values"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a full buffer becomes the next version.
+
+    Attributes:
+        optimizer: descends the mean delta.
+        normalizer: "mean" divides by Σ example weight (K under equal weights: FedBuff, FedAvg); "sum" does not
+            divide (the convention of the FedBuff authors' simulator; equal to "mean" with K times the rate).
+        form: "delta" takes start − local; "mixing" takes current − local, FedAsync's averaging of models
+            (Xie et al., arXiv 1903.03934).
+        divergence_shrinks_divisor: under example weights a diverged task's weight leaves the divisor; under equal
+            weights the divisor stays K (design.md 9.2).
+    """
+
+    optimizer: ServerOptimizer
+    normalizer: Literal["mean", "sum"] = "mean"
+    form: Literal["delta", "mixing"] = "delta"
+    divergence_shrinks_divisor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One closed server step.
+
+    Attributes:
+        plan: what the plan knew of it.
+        model: the version that it made, `plan.step + 1`.
+        num_diverged: tasks that were zeroed.
+        update_norm: L2 norm of new − old weights.
+        metrics: int64 [M], exact sums of the learner's metrics over its tasks, on the metric grid.
+    """
+
+    plan: StepPlan
+    model: ModelVersion
+    num_diverged: int
+    update_norm: float
+    metrics: I64
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """Exact sums of one server step that is not closed yet."""
+
+    dense: I64 | None = None
+    tables: list[list[RowSum]] = field(default_factory=list)
+    metrics: I64 | None = None
+    num_lanes: int = 0
+    num_diverged: int = 0
+    lost_weight: int = 0
+    seen: dict[int, int] = field(default_factory=dict)
+
+    def add(self, block_id: int, partial: PartialSum, checksum: int) -> None:
+        self.seen[block_id] = checksum
+        self.num_lanes += partial.num_lanes
+        self.num_diverged += partial.num_diverged
+        self.lost_weight += partial.lost_weight
+        if self.dense is None or self.metrics is None:
+            self.dense, self.metrics = partial.dense.copy(), partial.metrics.copy()
+            self.tables = [[table] for table in partial.tables]
+            return
+        add_exact(self.dense, partial.dense)
+        add_exact(self.metrics, partial.metrics)
+        for parts, table in zip(self.tables, partial.tables, strict=True):
+            parts.append(table)
+
+
+class Aggregator:
+    """Weights, optimizer state and buffers of one cluster.
+
+    Guarantees: results may arrive in any order, more than once, and late: the sequence of versions is the same. A
+    duplicate of a block is dropped; one with other bits raises. Steps close in order. `handle` is synchronous and
+    touches nothing but this object.
+
+    Args:
+        model: version 0, or the version to go on from.
+        rule: how a buffer becomes a version.
+        grid: the plan's grid.
+        stop_steps: server steps of the run; sums of later steps are dropped.
+    """
+
+    def __init__(self, model: ModelVersion, rule: Rule, grid: Grid, stop_steps: int) -> None:
+        self.model = model
+        self._rule, self._grid, self._stop_steps = rule, grid, stop_steps
+        self._states: list[State] = [rule.optimizer.init(array) for array in (model.dense, *model.tables)]
+        self._plans: dict[int, StepPlan] = {}
+        self._buffers: dict[int, _Buffer] = {}
+        self._limit = stop_steps
+        #: versions that a mixing step may still need: start version → weights
+        self._kept: dict[int, ModelVersion] = {model.version: model}
+
+    def expect(self, steps: Iterable[StepPlan]) -> None:
+        """Tells which steps come and how many lanes fill each; needed before a step can close."""
+        self._plans.update({plan.step: plan for plan in steps if plan.step < self._stop_steps})
+
+    def hold_after(self, step: int) -> None:
+        """Closes no step beyond version `step` until a later `hold_after` (a target is being evaluated)."""
+        self._limit = min(step, self._stop_steps)
+
+    def handle(self, result: BlockResult) -> list[Step]:
+        """Adds one block's sums; returns the steps that this closes, in order, often none.
+
+        Raises:
+            AggregationError: overflow; too many lanes for a step; a duplicate block with different bits.
+        """
+        for partial in result.partials:
+            if self.model.version <= partial.step < self._stop_steps:
+                buffer = self._buffers.setdefault(partial.step, _Buffer())
+                checksum = _checksum(partial)
+                seen = buffer.seen.get(result.block_id)
+                if seen is None:
+                    buffer.add(result.block_id, partial, checksum)
+                elif seen != checksum:
+                    raise AggregationError(
+                        f"block {result.block_id}, server step {partial.step}: delivered twice with different bits "
+                        f"(crc {seen:#x}, then {checksum:#x}). A worker is not deterministic: check that every worker "
+                        "has the same software, device class and thread count (`atoll run` pins them)."
+                    )
+        return self.close_full()
+
+    def close_full(self) -> list[Step]:
+        """Closes every step that is full, in order, as far as `hold_after` allows."""
+        closed = []
+        while self.model.version < self._limit:
+            plan = self._plans.get(self.model.version)
+            buffer = self._buffers.get(self.model.version)
+            if plan is None or buffer is None or buffer.num_lanes < plan.num_lanes:
+                break
+            if buffer.num_lanes > plan.num_lanes:
+                raise AggregationError(
+                    f"server step {plan.step}: {buffer.num_lanes} lanes arrived; the plan has {plan.num_lanes}."
+                )
+            closed.append(self._close(plan, buffer))
+        return closed
+
+    def forget(self, live_versions: Iterable[int]) -> None:
+        """Drops kept versions outside `live_versions` (only the mixing form keeps any)."""
+        live = {*live_versions, self.model.version}
+        self._kept = {version: model for version, model in self._kept.items() if version in live}
+
+    def _close(self, plan: StepPlan, buffer: _Buffer) -> Step:
+        divisor = plan.divisor
+        if self._rule.divergence_shrinks_divisor:
+            divisor -= buffer.lost_weight * 2.0**-METRIC_EXPONENT
+        if self._rule.normalizer == "sum":
+            divisor = 1.0
+        scale = 1.0 / (self._grid.scale * divisor) if divisor > 0 else 0.0
+        if buffer.dense is None or buffer.metrics is None:
+            raise AggregationError(f"server step {plan.step}: no sums arrived.")
+        drift = self._mixing_drift(plan, divisor)
+        arrays, norm_sq = [], 0.0
+        old_arrays = (self.model.dense, *self.model.tables)
+        merged = [merge_rows(parts, old.shape[1]) for parts, old in zip(buffer.tables, old_arrays[1:], strict=True)]
+        for index, old in enumerate(old_arrays):
+            extra = None if drift is None else drift[index]
+            row_sum = merged[index - 1] if index else None
+            new, square = self._apply(index, old, buffer.dense, row_sum, scale, extra, plan.step)
+            arrays.append(new)
+            norm_sq += square
+        self.model = ModelVersion(plan.step + 1, arrays[0], tuple(arrays[1:]))
+        if self._rule.form == "mixing":
+            self._kept[self.model.version] = self.model
+        del self._buffers[plan.step], self._plans[plan.step]
+        return Step(plan, self.model, buffer.num_diverged, float(np.sqrt(norm_sq)), buffer.metrics)
+
+    def _apply(
+        self, index: int, old: F32, dense: I64, row_sum: RowSum | None, scale: float, extra: F32 | None, step: int
+    ) -> tuple[F32, float]:
+        """Next weights of one array and the squared norm of its change."""
+        optimizer = self._rule.optimizer
+        if row_sum is not None and optimizer.is_sparse and extra is None:
+            mean = (row_sum.values * scale).astype(np.float32)
+            rows, _ = optimizer.step(old[row_sum.rows], mean, (), step)
+            change = rows - old[row_sum.rows]
+            new = old.copy()
+            new[row_sum.rows] = rows
+            return new, float(np.square(change, dtype=np.float64).sum())
+        if row_sum is None:
+            mean = (dense * scale).astype(np.float32)
+        else:
+            mean = np.zeros_like(old)
+            mean[row_sum.rows] = row_sum.values * scale
+        if extra is not None:
+            mean += extra
+        new, self._states[index] = optimizer.step(old, mean, self._states[index], step)
+        return new, float(np.square(new - old, dtype=np.float64).sum())
+
+    def _mixing_drift(self, plan: StepPlan, divisor: float) -> list[F32] | None:
+        """Σ weight · (current − start) / divisor: what turns start − local into current − local."""
+        if self._rule.form == "delta":
+            return None
+        totals = [np.zeros(array.shape, dtype=np.float64) for array in (self.model.dense, *self.model.tables)]
+        for version, weight in zip(plan.start_versions.tolist(), plan.start_weights.tolist(), strict=True):
+            start = self._kept.get(version)
+            if start is None:
+                raise AggregationError(f"server step {plan.step}: start version {version} is no longer kept.")
+            pairs = zip((self.model.dense, *self.model.tables), (start.dense, *start.tables), strict=True)
+            for total, (now, then) in zip(totals, pairs, strict=True):
+                total += weight * (now.astype(np.float64) - then)
+        return [(total / divisor).astype(np.float32) for total in totals]
+
+
+def _checksum(partial: PartialSum) -> int:
+    crc = zlib.crc32(partial.dense)
+    for table in partial.tables:
+        crc = zlib.crc32(table.values, zlib.crc32(table.rows, crc))
+    return zlib.crc32(partial.metrics, crc)
+
+
+def metric_values(step: Step, names: tuple[str, ...]) -> Mapping[str, float]:
+    """The step's metric sums as floats, by name."""
+    return {name: float(value) * 2.0**-METRIC_EXPONENT for name, value in zip(names, step.metrics, strict=True)}
