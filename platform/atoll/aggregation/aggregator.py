@@ -224,10 +224,10 @@ class Aggregator:
 
 
 def _checksum(partial: PartialSum) -> int:
-    crc = zlib.crc32(partial.dense)
+    crc = zlib.crc32(memoryview(partial.dense))
     for table in partial.tables:
-        crc = zlib.crc32(table.values, zlib.crc32(table.rows, crc))
-    return zlib.crc32(partial.metrics, crc)
+        crc = zlib.crc32(memoryview(table.values).cast("B"), zlib.crc32(memoryview(table.rows), crc))
+    return zlib.crc32(memoryview(partial.metrics), crc)
 
 
 def metric_values(step: Step, names: tuple[str, ...]) -> Mapping[str, float]:

@@ -86,7 +86,7 @@ class Adam:
     def step(self, weights: F32, mean_delta: F32, state: State, step: int) -> tuple[F32, State]:
         """Algorithm 2, line for Adam."""
         second = np.float32(self.beta2) * state[1] + np.float32(1 - self.beta2) * np.square(mean_delta)
-        return _adaptive(self, weights, mean_delta, state[0], second, step)
+        return _adaptive(self, weights, mean_delta, state[0], np.asarray(second, dtype=np.float32), step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Yogi:
         """Algorithm 2, line for Yogi."""
         square = np.square(mean_delta)
         second = state[1] - np.float32(1 - self.beta2) * square * np.sign(state[1] - square)
-        return _adaptive(self, weights, mean_delta, state[0], second, step)
+        return _adaptive(self, weights, mean_delta, state[0], np.asarray(second, dtype=np.float32), step)
 
 
 def _adaptive(
@@ -137,4 +137,5 @@ def _adaptive(
     beta1 = np.float32(optimizer.beta1)
     first = beta1 * first + (np.float32(1) - beta1) * mean_delta
     lr = np.float32(optimizer.lr * optimizer.schedule.factor(step))
-    return weights - lr * first / (np.sqrt(second) + np.float32(optimizer.eps)), (first, second)
+    moved = weights - lr * first / (np.sqrt(second) + np.float32(optimizer.eps))
+    return np.asarray(moved, dtype=np.float32), (np.asarray(first, dtype=np.float32), second)

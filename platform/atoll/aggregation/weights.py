@@ -50,7 +50,7 @@ class PolynomialStaleness:
 
     def weight(self, staleness: I64) -> F64:
         """(1 + τ)^(−exponent)."""
-        return (1.0 + staleness) ** -self.exponent
+        return np.asarray((1.0 + staleness) ** -self.exponent, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class LogExamples:
 
     def weight(self, num_examples: I64) -> F64:
         """log10(1 + n)."""
-        return np.log10(1.0 + num_examples)
+        return np.asarray(np.log10(1.0 + num_examples), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

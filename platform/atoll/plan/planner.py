@@ -189,6 +189,6 @@ class Planner:
             wasted_us=int((failed["finish_us"] - failed["start_us"]).sum()),
             used_us=int((used["finish_us"] - used["start_us"]).sum()),
             start_versions=versions.astype(np.int32),
-            start_weights=np.bincount(where, weights=weight, minlength=versions.size),
+            start_weights=np.bincount(where, weights=weight, minlength=versions.size).astype(np.float64),
         )
 
