@@ -1,0 +1,302 @@
+"""The coordinator: which block goes where and when, as a pure state machine.
+
+Every decision here changes speed only. What a block is, and which blocks a step needs, is the plan's; so the same plan
+ends in the same bits whatever pools there are, however often they die, and in whatever order they return.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll.aggregation import Step
+from atoll.errors import InfrastructureError
+from atoll.messages import Block
+from atoll.plan import Planner, Window
+from atoll.runtime.events import (
+    Checkpoint,
+    Evaluate,
+    Evaluated,
+    Event,
+    Expect,
+    Finish,
+    Forget,
+    HoldAfter,
+    Instruction,
+    PoolLost,
+    Record,
+    StepsClosed,
+    Train,
+    Trained,
+)
+from atoll.runtime.ledger import Ledger
+
+__all__ = ["Coordinator", "CoordinatorSettings", "Target"]
+
+#: Calls that a pool may hold at once: one that runs and one that waits, to hide the round trip.
+_CALLS_PER_POOL = 2
+#: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time).
+_CALL_TARGET_S = 0.3
+#: Windows planned beyond the open one, so that blocks on old versions fill the pools while a step closes.
+_WINDOWS_AHEAD = 2
+#: A call that loses its pool this often ends the run: the work itself kills workers.
+_MAX_LOSSES_PER_CALL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Stop at the first evaluated version whose `metric` reaches `value`."""
+
+    metric: str
+    value: float
+    is_falling: bool
+
+    def is_reached(self, found: float) -> bool:
+        """Whether `found` is at least as good as the target; NaN never is."""
+        return found <= self.value if self.is_falling else found >= self.value
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorSettings:
+    """What the coordinator has to know besides the plan.
+
+    Attributes:
+        stop_steps: server steps at most.
+        evaluate_every_steps: versions 0, n, 2n … and the last one are evaluated.
+        checkpoint_every_steps: versions kept as artifacts; 0: the last one only.
+        target: optional early stop.
+        model_bytes: one model version.
+        metric_names: the learner's metric sums.
+    """
+
+    stop_steps: int
+    evaluate_every_steps: int
+    checkpoint_every_steps: int
+    target: Target | None
+    model_bytes: int
+    metric_names: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Call:
+    """Work given to a pool: blocks to train, or a version to evaluate."""
+
+    pool: int
+    blocks: tuple[Block, ...]
+    version: int | None
+
+
+class Coordinator:
+    """Takes events, returns instructions; owns no handle, no clock and no weights.
+
+    Args:
+        planner: fresh; windows are pulled as steps close, so memory does not grow with the run.
+        settings: when to stop, evaluate and keep.
+        num_pools: client pools, numbered from 0, ≥ 1.
+    """
+
+    def __init__(self, planner: Planner, settings: CoordinatorSettings, num_pools: int) -> None:
+        self._planner, self._settings = planner, settings
+        self.ledger = Ledger(settings.model_bytes, settings.metric_names)
+        self.version = 0
+        self._windows: list[Window] = []
+        self._rows: list[npt.NDArray[np.void]] = []
+        self._load = [0] * num_pools
+        self._calls: dict[int, _Call] = {}
+        self._next_call = 0
+        self._waiting: list[tuple[int, int, int, Block]] = []
+        self._ready: list[tuple[int, int, Block]] = []
+        self._undone: dict[int, Block] = {}
+        self._to_evaluate: list[tuple[int, int]] = []
+        self._evaluated: set[int] = set()
+        self._losses: dict[int, int] = {}
+        self._alive: set[int] = {0}
+        #: start versions of tasks that no window holds yet: in flight when the last window ends
+        self._in_flight: tuple[int, ...] = (0,)
+        self._block_s = 0.0
+        self._stop_at = settings.stop_steps
+        self._is_target_reached = False
+        self.is_finished = False
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[Instruction]:
+        """The first instructions: plan, evaluate version 0, train what starts on it."""
+        out: list[Instruction] = []
+        if self._settings.target is not None:
+            out.append(HoldAfter(self._next_evaluation(1)))
+        self._to_evaluate.append((0, 0))
+        return self._advance(out)
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """What to do about `event`."""
+        out: list[Instruction] = []
+        if self.is_finished:
+            return out
+        match event:
+            case Trained(call, busy_s):
+                self._returned(call, busy_s)
+            case StepsClosed(steps):
+                for step in steps:
+                    self._closed(step, out)
+            case Evaluated(call, version, metrics, _):
+                if self._calls.pop(call, None) is not None:
+                    self._recount()
+                    self._judge(version, dict(metrics), out)
+            case PoolLost(pool):
+                self._lost(pool)
+        return self._advance(out)
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def _returned(self, call_id: int, busy_s: float) -> None:
+        call = self._calls.pop(call_id, None)
+        if call is None:
+            return
+        self._recount()
+        for block in call.blocks:
+            self._undone.pop(block.block_id, None)
+            self._losses.pop(block.block_id, None)
+        per_block_s = busy_s / max(len(call.blocks), 1)
+        self._block_s = per_block_s if not self._block_s else 0.8 * self._block_s + 0.2 * per_block_s
+
+    def _closed(self, step: Step, out: list[Instruction]) -> None:
+        self.version = step.model.version
+        self._alive.add(self.version)
+        out.append(Record(self.version, self.ledger.add(step)))
+        every = self._settings.evaluate_every_steps
+        if self.version % every == 0 or self.version == self._settings.stop_steps:
+            heapq.heappush(self._to_evaluate, (self.version, self.version))
+        keep = self._settings.checkpoint_every_steps
+        if keep and self.version % keep == 0 and self.version != self._settings.stop_steps:
+            out.append(Checkpoint(self.version))
+
+    def _judge(self, version: int, metrics: dict[str, float], out: list[Instruction]) -> None:
+        self._evaluated.add(version)
+        out.append(Record(version, metrics))
+        target = self._settings.target
+        if target is None:
+            return
+        if target.is_reached(metrics[f"eval/{target.metric}"]):
+            self._stop_at, self._is_target_reached = version, True
+        else:
+            out.append(HoldAfter(self._next_evaluation(version + 1)))
+
+    def _lost(self, pool: int) -> None:
+        for call_id in [call_id for call_id, call in self._calls.items() if call.pool == pool]:
+            call = self._calls.pop(call_id)
+            if call.version is not None:
+                heapq.heappush(self._to_evaluate, (call.version, call.version))
+            for block in call.blocks:
+                self._losses[block.block_id] = self._losses.get(block.block_id, 0) + 1
+                if self._losses[block.block_id] >= _MAX_LOSSES_PER_CALL:
+                    raise InfrastructureError(
+                        f"block {block.block_id} (server step {int(block.step.min())}, "
+                        f"clients {block.client_id[:4].tolist()}…): its worker died {_MAX_LOSSES_PER_CALL} times. "
+                        "The work itself seems to end the process: out of memory? Lower runtime.lanes or the model."
+                    )
+                self._push_ready(block)
+        self._recount()
+
+    # ---- decisions ----------------------------------------------------------------------------------------------
+
+    def _advance(self, out: list[Instruction]) -> list[Instruction]:
+        """Finishes, or plans further and gives work to whoever has room."""
+        if self.version >= self._stop_at and self._stop_at in self._evaluated:
+            out.append(Checkpoint(self._stop_at))
+            out.append(self._finish())
+            return out
+        self._plan_ahead(out)
+        self._release_windows()
+        while self._waiting and self._waiting[0][0] <= self.version:
+            self._push_ready(heapq.heappop(self._waiting)[3])
+        self._forget(out)
+        self._dispatch(out)
+        return out
+
+    def _plan_ahead(self, out: list[Instruction]) -> None:
+        length = self._planner.settings.lookahead_steps
+        horizon = min(self.version + 1 + _WINDOWS_AHEAD * length, self._settings.stop_steps)
+        while self._planner.num_steps < horizon:
+            window = self._planner.advance()
+            self._windows.append(window)
+            self._in_flight = tuple(window.live_versions.tolist())
+            out.append(Expect(window.steps))
+            for block in window.blocks:
+                if block.step.min() >= self._settings.stop_steps:
+                    continue
+                self._undone[block.block_id] = block
+                entry = (int(block.start_version.max()), int(block.step.min()), block.block_id, block)
+                heapq.heappush(self._waiting, entry)
+
+    def take_rows(self) -> list[npt.NDArray[np.void]]:
+        """Timeline rows of the steps closed since the last call, in event order: the part of the timeline to keep."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def _release_windows(self) -> None:
+        while self._windows and self._windows[0].end_step < self.version:
+            self._rows.append(self._windows.pop(0).rows)
+
+    def _finish(self) -> Finish:
+        self.is_finished = True
+        window = next(w for w in self._windows if w.first_step <= self._stop_at <= w.end_step)
+        self._rows.append(window.rows_until(self._stop_at))
+        return Finish(
+            version=self._stop_at,
+            reason="target reached" if self._is_target_reached else "server steps done",
+            timeline_digest=window.timeline_digest(self._stop_at),
+            plan_digest=window.plan_digest,
+        )
+
+    def _forget(self, out: list[Instruction]) -> None:
+        """Drops the versions that no planned block, no task in flight and no evaluation can still ask for."""
+        if len(self._alive) < 2:
+            return
+        needed = {self.version, *(version for version, _ in self._to_evaluate)}
+        needed.update(call.version for call in self._calls.values() if call.version is not None)
+        for block in self._undone.values():
+            needed.update(block.start_version.tolist())
+        needed.update(self._in_flight)
+        dead = tuple(sorted(v for v in self._alive if v not in needed and v < self._planner.num_steps))
+        if dead:
+            self._alive.difference_update(dead)
+            out.append(Forget(dead, tuple(sorted(self._alive))))
+
+    def _dispatch(self, out: list[Instruction]) -> None:
+        while self._to_evaluate:
+            pool = self._emptiest()
+            _, version = heapq.heappop(self._to_evaluate)
+            out.append(Evaluate(pool, self._open(_Call(pool, (), version)), version))
+        while self._ready and self._load[self._emptiest()] < _CALLS_PER_POOL:
+            pool = self._emptiest()
+            share = -(-len(self._ready) // len(self._load))
+            wanted = int(_CALL_TARGET_S / self._block_s) if self._block_s else 1
+            blocks = tuple(heapq.heappop(self._ready)[2] for _ in range(max(1, min(share, wanted))))
+            versions = sorted({int(v) for block in blocks for v in block.start_version.tolist()})
+            out.append(Train(pool, self._open(_Call(pool, blocks, None)), blocks, tuple(versions)))
+
+    def _open(self, call: _Call) -> int:
+        call_id = self._next_call
+        self._next_call += 1
+        self._calls[call_id] = call
+        self._load[call.pool] += 1
+        return call_id
+
+    def _emptiest(self) -> int:
+        return min(range(len(self._load)), key=self._load.__getitem__)
+
+    def _recount(self) -> None:
+        self._load = [0] * len(self._load)
+        for call in self._calls.values():
+            self._load[call.pool] += 1
+
+    def _push_ready(self, block: Block) -> None:
+        heapq.heappush(self._ready, (int(block.step.min()), block.block_id, block))
+
+    def _next_evaluation(self, version: int) -> int:
+        every = self._settings.evaluate_every_steps
+        return min(-(-version // every) * every, self._settings.stop_steps)

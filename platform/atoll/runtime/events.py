@@ -1,0 +1,137 @@
+"""What the coordinator is told and what it asks for: small frozen records, no handles, no clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from atoll.aggregation import Step
+from atoll.messages import Block
+from atoll.plan import StepPlan
+
+__all__ = [
+    "Checkpoint",
+    "Evaluate",
+    "Evaluated",
+    "Event",
+    "Expect",
+    "Finish",
+    "Forget",
+    "HoldAfter",
+    "Instruction",
+    "PoolLost",
+    "Record",
+    "StepsClosed",
+    "Train",
+    "Trained",
+]
+
+
+# ---- events -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A pool has returned a call; its sums are on their way to the aggregator. `busy_s` is wall time."""
+
+    call: int
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepsClosed:
+    """The aggregator has closed these server steps, in order."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A pool has evaluated a version. `busy_s` is wall time."""
+
+    call: int
+    version: int
+    metrics: Mapping[str, float]
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLost:
+    """A pool died; a fresh one takes its number. Whatever it held is to be done again."""
+
+    pool: int
+
+
+Event = Trained | StepsClosed | Evaluated | PoolLost
+
+
+# ---- instructions -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Pool `pool` trains these blocks from these versions and sends its sums to the aggregator."""
+
+    pool: int
+    call: int
+    blocks: tuple[Block, ...]
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Pool `pool` evaluates `version`."""
+
+    pool: int
+    call: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """The aggregator learns which steps come."""
+
+    steps: tuple[StepPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAfter:
+    """The aggregator may close steps up to version `version` and no further."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """These versions are never needed again; `live` are all that still are."""
+
+    versions: tuple[int, ...]
+    live: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Metrics of one server step or of one evaluated version, for the outbox."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Version `version` is to be kept as an artifact."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over: `version` is its model; the digests cover the steps up to it."""
+
+    version: int
+    reason: str
+    timeline_digest: str
+    plan_digest: str
+
+
+Instruction = Train | Evaluate | Expect | HoldAfter | Forget | Record | Checkpoint | Finish
