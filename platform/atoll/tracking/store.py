@@ -1,0 +1,228 @@
+"""Tracking stores: is this address usable, is its database initialised, how is its web page served."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import socket
+import sqlite3
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import Problem, SpecError
+
+__all__ = ["UiCommand", "absolute_uri", "artifact_root", "load_mlflow", "preflight", "quiet", "ui"]
+
+_PLACE = "tracking.uri"
+_PROBE_TIMEOUT_S = 5.0
+_SQL_SCHEMES = ("postgresql", "mysql", "mssql")
+_NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store")
+_CLIENT_ENV = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The outbox waits and tries again by itself: a client that retries for minutes only hides the failure from it.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def load_mlflow() -> Any:
+    """Import MLflow (about two seconds the first time) with telemetry off and short HTTP retries.
+
+    Environment variables that are set already are left as they are.
+    """
+    for name, value in _CLIENT_ENV.items():
+        os.environ.setdefault(name, value)
+    with quiet():
+        import mlflow
+        import mlflow.store.tracking.sqlalchemy_store
+    return mlflow
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence MLflow's and Alembic's chatter and third-party deprecation warnings inside the block."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix) or len(uri) == len(prefix) or ":memory:" in uri:
+        return None
+    return Path(uri.removeprefix(prefix).partition("?")[0]).absolute()
+
+
+def absolute_uri(uri: str) -> str:
+    """`uri` with a SQLite path made absolute, so that every process means the same file.
+
+    Example:
+        >>> absolute_uri("http://127.0.0.1:5000")
+        'http://127.0.0.1:5000'
+    """
+    path = _sqlite_path(uri)
+    if path is None:
+        return uri
+    query = uri.partition("?")[2]
+    return f"sqlite:///{path}" + (f"?{query}" if query else "")
+
+
+def artifact_root(uri: str) -> str | None:
+    """Absolute folder for artifacts, beside the SQLite file; None where a server decides it."""
+    path = _sqlite_path(uri)
+    return None if path is None else str(path.parent / "mlartifacts")
+
+
+def preflight(uri: str) -> None:
+    """Refuse a tracking store that cannot be used, and initialise a new SQLite database once.
+
+    Safe to call from several processes at once. Takes at most 5 s for a server that does not answer; 2 to 9 s for a
+    new SQLite file.
+
+    Raises:
+        SpecError: the address is not understood, the server does not answer, or the file cannot be used.
+    """
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in ("http", "https"):
+        _probe_server(uri)
+    elif scheme == "sqlite":
+        path = _sqlite_path(uri)
+        if path is None:
+            raise _refuse(uri, "sqlite:/// and a file path", "metrics must outlive the process")
+        _check_sqlite_file(uri, path)
+        _initialise(absolute_uri(uri), path)
+    elif scheme in _SQL_SCHEMES:
+        _initialise(uri, None)
+    else:
+        why = "MLflow's file store is switched off since 3.13" if scheme in ("file", "") or "/" in scheme else ""
+        hint = "sqlite:///mlflow.db works without a server"
+        raise _refuse(uri, "an address that starts with sqlite:///, http://, https:// or postgresql://", why, hint)
+
+
+def _refuse(uri: str, rule: str, why: str = "", hint: str = "") -> SpecError:
+    return SpecError([Problem(_PLACE, repr(_without_password(uri)), rule, why, hint)])
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//([^/:@]*):[^@/]*@", r"//\1:***@", uri)
+
+
+def _probe_server(uri: str) -> None:
+    # urllib takes "user:password@host" for a host name; nothing behind /health needs them
+    url = re.sub(r"//[^/@]*@", "//", uri.rstrip("/")) + "/health"
+    try:
+        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError as error:
+        with closing(error):
+            # a proxy may guard /health, yet somebody speaks HTTP there; broken servers say 5xx
+            if error.code < 500 and error.code != 404:
+                return
+            why = f"{url} answered {error.code}"
+    except (OSError, ValueError) as error:
+        why = f"{url}: {getattr(error, 'reason', error)}"
+    raise _refuse(uri, "a running MLflow server", why, "start it with `mlflow server`, or use sqlite:///mlflow.db")
+
+
+def _check_sqlite_file(uri: str, path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise _refuse(uri, "a file in an existing folder", f"{folder} is not a folder", f"mkdir -p {folder}")
+    if path.is_dir():
+        raise _refuse(uri, "a file", f"{path} is a folder")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        raise _refuse(uri, "a file that may be written", f"{path} or its folder is read-only")
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        if file.read(16) != b"SQLite format 3\x00":
+            raise _refuse(uri, "an SQLite file", f"{path} is something else", "choose another file name")
+    tables = _tables(path)
+    if tables and "alembic_version" not in tables:
+        raise _refuse(uri, "an MLflow database", f"{path} holds other tables", "choose another file name")
+
+
+def _tables(path: Path) -> set[str]:
+    try:
+        with closing(sqlite3.connect(path, timeout=20.0)) as db:
+            return {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise _refuse(f"sqlite:///{path}", "a readable SQLite file", str(error)) from error
+
+
+def _initialise(uri: str, path: Path | None) -> None:
+    mlflow = load_mlflow()
+    root = artifact_root(uri) or "mlartifacts"
+    with _lock(path), quiet():
+        try:
+            store = mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore(uri, root)
+        except Exception as error:  # drivers of several databases raise their own kinds; all mean: unusable
+            hint = "mlflow db upgrade URI brings an old database up to date, after a backup"
+            raise _refuse(uri, "a database that MLflow can open", str(error).split("\n")[0][:500], hint) from error
+        store.engine.dispose()
+
+
+@contextmanager
+def _lock(path: Path | None) -> Iterator[None]:
+    """One initialiser at a time: MLflow's migrations race on a new file."""
+    if path is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class UiCommand:
+    """How to serve a tracking store's web page: `os.execvpe(argv[0], argv, {**os.environ, **env})`; then open `url`."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str
+
+
+def ui(uri: str, port: int | None = None) -> UiCommand:
+    """Command that serves the web page of the store at `uri` on loopback, on `port` or a free one.
+
+    Raises:
+        SpecError: `uri` is a server already, or the port is taken.
+    """
+    if uri.startswith(("http://", "https://")):
+        raise _refuse(uri, "a database", "this is a server already", f"open {uri} in a browser")
+    chosen = _free_port(port)
+    hosts = f"127.0.0.1:{chosen},localhost:{chosen}"
+    argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", absolute_uri(uri)]
+    root = artifact_root(uri)
+    if root is not None:
+        argv += ["--default-artifact-root", root]
+    argv += ["--host", "127.0.0.1", "--port", str(chosen), "--workers", "1", "--allowed-hosts", hosts]
+    env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return UiCommand(tuple(argv), env, f"http://127.0.0.1:{chosen}")
+
+
+def _free_port(port: int | None) -> int:
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise SpecError([Problem("port", str(port), "a free port", str(error), "leave it out")]) from error
+        return int(probe.getsockname()[1])
