@@ -1,0 +1,114 @@
+"""A Ray session: an embedded Ray (or a connection to one), client pools and a tracker that serve run after run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from atoll.runtime.actors import ClientPool, TrackerShell
+
+__all__ = ["RaySession"]
+
+_DEFAULT_STORE_BYTES = 512 * 2**20
+#: Threads are pinned before torch is imported: the number of threads changes bits, and two on a busy machine stall.
+_WORKER_ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+@dataclass
+class RaySession:
+    """Starts an embedded Ray with a private temp directory, ports and token; or connects where RAY_ADDRESS is set.
+
+    Attributes:
+        num_workers: client pools, ≥ 1.
+        gpus_per_worker: logical GPUs per pool; 0 for CPU pools. Fractions must divide 1 (0.5, 0.25 …).
+        object_store_bytes: of the embedded Ray.
+    """
+
+    num_workers: int
+    gpus_per_worker: float = 0.0
+    object_store_bytes: int | None = None
+    pools: list[Any] = field(default_factory=list)
+    tracker: Any = None
+    _temp_dir: str | None = None
+    _owns_ray: bool = False
+
+    def __enter__(self) -> RaySession:
+        if not ray.is_initialized():
+            self._start_ray()
+        self.pools = [self.new_pool() for _ in range(self.num_workers)]
+        self.tracker = self.new_tracker()
+        return self
+
+    def _start_ray(self) -> None:
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+            "runtime_env": {"env_vars": _WORKER_ENV},
+        }
+        if address:
+            ray.init(address=address, **options)
+            self._owns_ray = True
+            return
+        self._temp_dir = tempfile.mkdtemp(prefix="atoll-")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local",
+            num_cpus=self.num_workers + 1,
+            include_dashboard=False,
+            object_store_memory=self.object_store_bytes or _DEFAULT_STORE_BYTES,
+            _temp_dir=self._temp_dir,
+            **options,
+        )
+        self._owns_ray = True
+
+    def new_pool(self) -> Any:
+        """A fresh client pool: one process with one CPU, or with its share of a GPU."""
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus_per_worker, max_restarts=0, max_task_retries=0)(ClientPool)
+        return actor.options(enable_task_events=False).remote()
+
+    def new_tracker(self) -> Any:
+        """A fresh tracker process."""
+        return ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(TrackerShell).remote()
+
+    def revive(self) -> None:
+        """Replaces pools and tracker that died since the run before."""
+        for index, pool in enumerate(self.pools):
+            if not _answers(pool):
+                self.pools[index] = self.new_pool()
+        if not _answers(self.tracker):
+            self.tracker = self.new_tracker()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for actor in (*self.pools, self.tracker):
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        self.pools, self.tracker = [], None
+        if self._owns_ray:
+            ray.shutdown()
+            self._owns_ray = False
+        if self._temp_dir is not None:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+            self._temp_dir = None
+
+
+def _answers(actor: Any) -> bool:
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=60)
+    except ray.exceptions.RayError:
+        return False
+    return True
