@@ -1,6 +1,7 @@
 """Ray actors: thin shells round pure objects. They hold state in memory only; whatever dies is made again.
 
-Every actor has `max_task_retries=0`: Ray's own retries duplicate and reorder side effects, ours are idempotent by block.
+Every actor has `max_task_retries=0`: Ray's own retries duplicate and reorder side effects; ours are idempotent by
+block.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ class Coordinator:
         self._waiting: list[tuple[int, int, int, Block]] = []
         self._ready: list[tuple[int, int, Block]] = []
         self._undone: dict[int, Block] = {}
+        self._early: dict[int, Step] = {}
         self._to_evaluate: list[tuple[int, int]] = []
         self._evaluated: set[int] = set()
         self._losses: dict[int, int] = {}
@@ -140,8 +141,10 @@ class Coordinator:
             case Trained(call, busy_s):
                 self._returned(call, busy_s)
             case StepsClosed(steps):
-                for step in steps:
-                    self._closed(step, out)
+                # Replies of the aggregator may overtake one another: take steps in order only.
+                self._early.update({step.plan.step: step for step in steps})
+                while self.version in self._early:
+                    self._closed(self._early.pop(self.version), out)
             case Evaluated(call, version, metrics, _):
                 if self._calls.pop(call, None) is not None:
                     self._recount()

@@ -1,4 +1,4 @@
-"""The in-process executor: performs the coordinator's instructions one after another, without Ray, with the same bits."""
+"""The in-process executor: performs the coordinator's instructions in turn, without Ray, with the same bits."""
 
 from __future__ import annotations
 
