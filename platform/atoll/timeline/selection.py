@@ -1,0 +1,107 @@
+"""Who starts an asynchronous task: keyed candidates, the first that is there, else the first to check in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll import rng
+from atoll.errors import PlanError, Problem
+from atoll.population import NEVER, Population
+
+__all__ = ["MAX_ATTEMPTS", "SLOT_SHIFT", "Selector", "never_available"]
+
+I64 = npt.NDArray[np.int64]
+
+MAX_ATTEMPTS = 64
+"""Candidates asked per task before it waits."""
+
+SLOT_SHIFT = 32
+"""task_id = slot << SLOT_SHIFT | ordinal in slot."""
+
+_END_US = NEVER // 2
+
+
+def never_available() -> PlanError:
+    """The error for a population in which nobody asked will ever be available again."""
+    hint = "widen population.availability, or check the trace for empty rows"
+    return PlanError([Problem("population.availability", "", "clients that become available", "", hint)])
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Chooses a client per task, keyed by (seed, "select", cluster), task id and attempt.
+
+    At virtual time t up to 64 candidates are asked in order; the first that is available starts at t. Where none is,
+    the slot waits for the first of them to check in: the earliest next window, ties by attempt. A waiting slot is
+    not in flight.
+    """
+
+    population: Population
+    seed: int
+    cluster: int = 0
+
+    def candidate(self, task_ids: I64, attempt: I64 | int) -> I64:
+        """Client ids of the given attempts; task_ids and attempt broadcast. Purity: pure."""
+        stream = rng.key(self.seed, "select", self.cluster)
+        index = rng.integers(stream, self.population.num_members, task_ids, attempt)
+        return self.population.client(index)
+
+    def choose(self, task_ids: I64, t_us: I64) -> tuple[I64, I64]:
+        """(client ids, start_us ≥ t_us) with replacement; one element per task.
+
+        Errors: PlanError where no candidate of a task ever becomes available.
+        Purity: pure.
+        """
+        clients = self.candidate(task_ids, 0)
+        starts = t_us.copy()
+        if self.population.always_available:
+            return clients, starts
+        todo = np.flatnonzero(~self.population.available(clients, t_us))
+        for attempt in range(1, MAX_ATTEMPTS):
+            if not todo.size:
+                return clients, starts
+            asked = self.candidate(task_ids[todo], attempt)
+            there = self.population.available(asked, t_us[todo])
+            clients[todo[there]] = asked[there]
+            todo = todo[~there]
+        if todo.size:
+            asked = self.candidate(task_ids[todo][:, None], np.arange(MAX_ATTEMPTS))
+            next_us = self.population.next_us(asked, t_us[todo][:, None])
+            first = np.argmin(next_us, axis=1)
+            row = np.arange(todo.size)
+            clients[todo], starts[todo] = asked[row, first], next_us[row, first]
+            if starts[todo].max() >= _END_US:
+                raise never_available()
+        return clients, starts
+
+    def choose_free(self, task_id: int, t_us: int, busy: Collection[int]) -> tuple[int, int]:
+        """(client id, start_us) of one task, skipping the clients in `busy`.
+
+        Where all 64 candidates are busy, the members that follow the last candidate are walked until one is free.
+
+        Errors: PlanError where nobody free ever becomes available.
+        Purity: pure.
+        """
+        asked = self.candidate(np.array(task_id), np.arange(MAX_ATTEMPTS))
+        free = asked[[client not in busy for client in asked.tolist()]]
+        if not free.size:
+            free = self._walk(task_id, busy)
+        next_us = self.population.next_us(free, np.full(free.shape, t_us))
+        first = int(np.argmin(next_us))
+        if next_us[first] >= _END_US:
+            raise never_available()
+        return int(free[first]), int(next_us[first])
+
+    def _walk(self, task_id: int, busy: Collection[int]) -> I64:
+        members = self.population.num_members
+        stream = rng.key(self.seed, "select", self.cluster)
+        last = int(rng.integers(stream, members, np.array(task_id), MAX_ATTEMPTS - 1))
+        steps = np.arange(1, min(len(busy) + 1, members) + 1)
+        for client in self.population.client((last + steps) % members).tolist():
+            if client not in busy:
+                return np.array([client])
+        raise PlanError([Problem("schedule.concurrency", "", f"at most {members} tasks without replacement")])

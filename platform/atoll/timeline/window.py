@@ -1,0 +1,176 @@
+"""The vectorised asynchronous engine: each slot is a renewal process of its own, so whole windows are drawn at once.
+
+With sampling by replacement and no staleness limit, when a slot's tasks start and end does not depend on other slots;
+only the versions do, and those follow from sorting the window. State is a few numbers per slot, however large N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll.population import Outcome, Population
+from atoll.timeline.records import ROW, Batch
+from atoll.timeline.schedules import AsyncSchedule
+from atoll.timeline.selection import SLOT_SHIFT, Selector
+
+__all__ = ["WindowEngine"]
+
+I64 = npt.NDArray[np.int64]
+
+_CACHE_ROWS = 2**14  # rows drawn together, so that temporaries stay in the second-level cache
+_WINDOW_ROWS = 2**17  # completions per window once the timeline is under way
+_USED = int(Outcome.USED)
+
+
+class _Pool(NamedTuple):
+    """Tasks drawn and not yet given out, one element each."""
+
+    task_id: I64
+    client: I64
+    start: I64
+    finish: I64
+    outcome: npt.NDArray[np.uint8]
+    examples: npt.NDArray[np.int32]
+    version: npt.NDArray[np.int32]  # −1 until the start lies in a finished window
+
+    def take(self, index: I64) -> _Pool:
+        return _Pool._make(column[index] for column in self)
+
+
+def _join(pools: list[_Pool]) -> _Pool:
+    if len(pools) == 1:
+        return pools[0]
+    return _Pool._make(np.concatenate(columns) for columns in zip(*pools, strict=True))
+
+
+def _event_order(finish: I64, task_id: I64) -> I64:
+    """Indices that sort by (finish, task_id); one fast sort of packed keys, then only the ties again."""
+    count = len(finish)
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    low = int(finish.min())
+    bits = max(1, (count - 1).bit_length())
+    if (int(finish.max()) - low).bit_length() + bits <= 62:
+        packed = ((finish - low) << bits) | np.arange(count)
+        packed.sort()
+        order = packed & ((1 << bits) - 1)
+    else:
+        order = np.argsort(finish)
+    ordered = finish[order]
+    same = ordered[1:] == ordered[:-1]
+    if same.any():
+        tied = np.zeros(count, dtype=np.bool_)
+        tied[1:] |= same
+        tied[:-1] |= same
+        members = order[tied]
+        order[tied] = members[np.lexsort((task_id[members], finish[members]))]
+    return order
+
+
+class WindowEngine:
+    """Iterates over batches of the asynchronous timeline, without end: the same rows as `HeapLoop`.
+
+    Needs `sampling: with_replacement` and no max_staleness.
+
+    Errors: PlanError while iterating, where nobody ever becomes available.
+    """
+
+    def __init__(self, population: Population, schedule: AsyncSchedule, seed: int, cluster: int = 0) -> None:
+        self._population = population
+        self._selector = Selector(population, seed, cluster)
+        self._goal = schedule.buffer_goal
+        self._ordinal = np.zeros(schedule.concurrency, dtype=np.int64)
+        self._frontier = np.zeros(schedule.concurrency, dtype=np.int64)  # when the slot's last drawn task ends
+        self._pools: list[_Pool] = []
+        self._mean_us = 1.0
+        self._arrived = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = len(self._frontier)
+        self._draw(np.arange(count), 1)
+        self._mean_us = max(1.0, float(self._frontier.mean()))
+        target = max(1024, 4 * count)
+        span, horizon = self._mean_us * target / count, 0
+        while True:
+            horizon += max(1, int(span))
+            self._extend(horizon)
+            batch = self._close(horizon)
+            rows = len(batch.rows)
+            target = min(2 * target, max(_WINDOW_ROWS, 2 * count))
+            # only the size of windows follows the rate; the rows do not depend on it
+            span *= min(4.0, max(0.25, target / max(rows, 1)))
+            if rows:
+                yield batch
+
+    def pending(self) -> tuple[I64, I64]:
+        """(start_us, finish_us) of the tasks drawn and not yet yielded."""
+        pool = _join(self._pools)
+        return pool.start, pool.finish
+
+    def _extend(self, horizon: int) -> None:
+        """Draws tasks until every slot's last one ends at the horizon or later."""
+        while True:
+            slots = np.flatnonzero(self._frontier < horizon)
+            if not slots.size:
+                return
+            width = 1
+            if self._population.always_available:
+                gap = horizon - float(self._frontier[slots].mean())
+                width = max(1, min(math.ceil(gap / self._mean_us), 4 * _WINDOW_ROWS // slots.size))
+            per_block = max(1, _CACHE_ROWS // width)
+            for first in range(0, slots.size, per_block):
+                self._draw(slots[first : first + per_block], width)
+
+    def _draw(self, slots: I64, width: int) -> None:
+        """The next `width` tasks of each slot."""
+        ordinals = self._ordinal[slots][:, None] + np.arange(width)
+        task_id = ((slots[:, None] << SLOT_SHIFT) + ordinals).reshape(-1)
+        if self._population.always_available:
+            client = self._selector.candidate(task_id, 0)
+            draw = self._population.draw(client, task_id, self._selector.cluster)
+            duration = draw.duration_us.reshape(ordinals.shape)
+            ends = self._frontier[slots][:, None] + np.cumsum(duration, axis=1)
+            start, finish = (ends - duration).reshape(-1), ends.reshape(-1)
+            outcome, examples = draw.outcome, draw.num_examples
+        else:
+            client, start = self._selector.choose(task_id, self._frontier[slots])
+            part = self._population.participation(client, task_id, start, self._selector.cluster)
+            finish, outcome, examples = part.finish_us, part.outcome, part.num_examples
+            ends = finish[:, None]
+        self._ordinal[slots] += width
+        self._frontier[slots] = ends[:, -1]
+        version = np.full(len(task_id), -1, dtype=np.int32)
+        self._pools.append(_Pool(task_id, client, start, finish, outcome, examples.astype(np.int32), version))
+
+    def _close(self, horizon: int) -> Batch:
+        """Everything that ends at the horizon or before."""
+        pool = _join(self._pools)
+        done = pool.finish <= horizon
+        ready = np.flatnonzero(done)
+        ready = ready[_event_order(pool.finish[ready], pool.task_id[ready])]
+        finish = pool.finish[ready]
+        used = pool.outcome[ready] == _USED
+        arrivals = finish[used]
+        fresh = np.flatnonzero((pool.version < 0) & (pool.start <= horizon))
+        before = np.searchsorted(arrivals, pool.start[fresh], side="right")
+        pool.version[fresh] = (before + self._arrived) // self._goal
+        rows = np.empty(len(ready), dtype=ROW)
+        rows["task_id"] = pool.task_id[ready]
+        rows["client_id"] = pool.client[ready]
+        rows["start_us"] = pool.start[ready]
+        rows["finish_us"] = finish
+        rows["start_version"] = pool.version[ready]
+        rank = np.cumsum(used) + (self._arrived - 1)
+        rows["step"] = np.where(used, rank // self._goal, -1)
+        rows["num_examples"] = pool.examples[ready]
+        rows["outcome"] = pool.outcome[ready]
+        self._pools = [pool.take(np.flatnonzero(~done))]
+        self._arrived += len(arrivals)
+        last = used & ((rank + 1) % self._goal == 0)
+        ends = np.flatnonzero(last) + 1
+        return Batch(rows, ends, finish[ends - 1])
