@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from atoll.messages import Block
 from atoll.plan.blocks import Weigh, cut_blocks
-from atoll.timeline import USED, Timeline
+from atoll.timeline import Outcome, Timeline
 
 __all__ = ["PlanSettings", "Planner", "StepPlan", "Window"]
 
@@ -145,7 +145,7 @@ class Planner:
         """The next window. Raises what the timeline raises where no further step can be reached."""
         first = self._num_steps
         chunk = self._timeline.advance(self.settings.lookahead_steps)
-        is_used = chunk.rows["outcome"] == USED
+        is_used = chunk.rows["outcome"] == Outcome.USED
         blocks = cut_blocks(chunk.rows[is_used], self.settings.lanes, self._weigh, self._next_block_id)
         steps = []
         for index in range(chunk.num_steps):
@@ -170,7 +170,7 @@ class Planner:
         )
 
     def _step_plan(self, step: int, closed_us: int, rows: npt.NDArray[np.void]) -> StepPlan:
-        is_used = rows["outcome"] == USED
+        is_used = rows["outcome"] == Outcome.USED
         used, failed = rows[is_used], rows[~is_used]
         staleness = step - used["start_version"].astype(np.int64)
         weight, example_weight = self._weigh(staleness, used["num_examples"].astype(np.int64))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from atoll.errors import PlanError, Problem
 from atoll.plan.planner import Window
+from atoll.timeline import Outcome
 
 __all__ = ["PlanSummary", "SummaryBuilder", "check_memory"]
 
@@ -93,7 +94,7 @@ class SummaryBuilder:
             self._lanes_by_step[step_plan.step] = step_plan.num_lanes
             np.maximum.at(self._last_use, step_plan.start_versions, step_plan.step)
         rows = window.rows_until(self._num_steps)
-        used = rows[rows["outcome"] == 0]
+        used = rows[rows["outcome"] == Outcome.USED]
         self._examples += int(used["num_examples"].sum(dtype=np.int64))
         counts = np.bincount(used["step"] - used["start_version"])
         if counts.size > self._staleness_counts.size:

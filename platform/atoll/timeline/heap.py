@@ -29,7 +29,7 @@ class _Draws:
         self._selector = selector
         self._width = max(8, min(64, 2**17 // concurrency))
         self._first = np.zeros(concurrency, dtype=np.int64)
-        self._columns = np.zeros((4, concurrency, self._width), dtype=np.int64)
+        self._columns = np.zeros((concurrency, self._width, 4), dtype=np.int64)
         self._fill(np.arange(concurrency))
 
     def _fill(self, slots: I64) -> None:
@@ -37,17 +37,21 @@ class _Draws:
         task_ids = (slots[:, None] << SLOT_SHIFT) + ordinals
         clients = self._selector.candidate(task_ids, 0)
         draw = self._selector.population.draw(clients, task_ids, self._selector.cluster)
-        self._columns[:, slots] = np.stack((clients, draw.duration_us, draw.outcome, draw.num_examples))
+        columns = (clients, draw.duration_us, draw.outcome, draw.num_examples)
+        self._columns[slots] = np.stack(columns, axis=-1)
 
-    def take(self, slot: int, ordinal: int) -> tuple[int, int, int, int]:
-        """(client, duration_us, outcome, num_examples) of a slot's ordinal; ordinals never go back."""
-        position = ordinal - int(self._first[slot])
+    def take(self, slot: int, ordinals: list[int]) -> list[int]:
+        """[client, duration_us, outcome, num_examples] of the slot's current ordinal; ordinals never go back."""
+        position = ordinals[slot] - self._first.item(slot)
         if position >= self._width:
-            self._first[slot] = ordinal
-            self._fill(np.array([slot]))
+            # whoever has used half of its block is refilled along: few large draws instead of many small ones
+            current = np.array(ordinals, dtype=np.int64)
+            slots = np.flatnonzero(current - self._first >= self._width // 2)
+            self._first[slots] = current[slots]
+            self._fill(slots)
             position = 0
-        client, duration, outcome, examples = self._columns[:, slot, position].tolist()
-        return client, duration, outcome, examples
+        drawn: list[int] = self._columns[slot, position].tolist()
+        return drawn
 
 
 class HeapLoop:
@@ -63,6 +67,7 @@ class HeapLoop:
         self._population = population
         self._schedule = schedule
         self._selector = Selector(population, seed, cluster)
+        self._always = population.always_available
         self._distinct = schedule.sampling == "without_replacement"
         count = schedule.concurrency
         self._draws = _Draws(self._selector, count)
@@ -82,7 +87,6 @@ class HeapLoop:
     def __iter__(self) -> Iterator[Batch]:
         for slot in range(self._schedule.concurrency):
             self._select(slot, 0)
-        self._begin_due(0)
         while True:
             now = min(queue[0][0] for queue in (self._running, self._waiting) if queue)
             freed = self._arrivals(now)
@@ -90,7 +94,9 @@ class HeapLoop:
             for slot in sorted(freed):
                 self._ordinal[slot] += 1
                 self._select(slot, now)
-            self._begin_due(now)
+            while self._waiting and self._waiting[0][0] == now:
+                _, task_id = heapq.heappop(self._waiting)
+                self._begin(task_id >> SLOT_SHIFT, task_id)
             if len(self._rows) >= _BATCH_ROWS:
                 yield self._flush()
 
@@ -98,6 +104,11 @@ class HeapLoop:
         """(start_us, finish_us) of the tasks that run or wait after the last batch."""
         tasks = np.array(self._task, dtype=np.int64)
         return tasks[:, 1], tasks[:, 2]
+
+    def pending_versions(self) -> npt.NDArray[np.int32]:
+        """Start versions of the tasks that run after the last batch."""
+        version = np.array(self._version_of, dtype=np.int32)
+        return version[version >= 0]
 
     def _flush(self) -> Batch:
         batch = Batch(
@@ -152,17 +163,15 @@ class HeapLoop:
         return stale
 
     def _select(self, slot: int, now: int) -> None:
-        ordinal = self._ordinal[slot]
-        task_id = slot << SLOT_SHIFT | ordinal
-        client, duration, outcome, examples = self._draws.take(slot, ordinal)
+        task_id = slot << SLOT_SHIFT | self._ordinal[slot]
+        client, duration, outcome, examples = self._draws.take(slot, self._ordinal)
         start, finish = now, now + duration
-        there = self._population.always_available or bool(
-            self._population.available(np.array([client]), np.array([now]))[0]
+        first = not (self._distinct and client in self._busy) and (
+            self._always or bool(self._population.available(np.array([client]), np.array([now]))[0])
         )
-        if not there or (self._distinct and client in self._busy):
+        if not first:
             client, start = self._selector.choose_free(task_id, now, self._busy)
-            there = False
-        if not there or not self._population.always_available:
+        if not (first and self._always):
             part = self._population.participation(
                 np.array([client]), np.array([task_id]), np.array([start]), self._selector.cluster
             )
@@ -170,16 +179,16 @@ class HeapLoop:
         self._task[slot] = (client, start, finish, outcome, examples)
         if self._distinct:
             self._busy.add(client)
-        heapq.heappush(self._waiting, (start, task_id))
+        if start == now:
+            self._begin(slot, task_id)
+        else:
+            heapq.heappush(self._waiting, (start, task_id))
 
-    def _begin_due(self, now: int) -> None:
+    def _begin(self, slot: int, task_id: int) -> None:
         version = self._arrived // self._schedule.buffer_goal
-        while self._waiting and self._waiting[0][0] <= now:
-            _, task_id = heapq.heappop(self._waiting)
-            slot = task_id >> SLOT_SHIFT
-            self._version_of[slot] = version
-            heapq.heappush(self._running, (self._task[slot][2], task_id))
-            if self._schedule.max_staleness is not None:
-                if not self._started or self._started[-1][0] != version:
-                    self._started.append((version, []))
-                self._started[-1][1].append(slot)
+        self._version_of[slot] = version
+        heapq.heappush(self._running, (self._task[slot][2], task_id))
+        if self._schedule.max_staleness is not None:
+            if not self._started or self._started[-1][0] != version:
+                self._started.append((version, []))
+            self._started[-1][1].append(slot)

@@ -83,7 +83,9 @@ class Timeline:
         self._num_rows = 0
         self._now_us = 0
         self._row_hash = hashlib.sha256()
-        self._step_hash = hashlib.sha256(identity(("timeline-1", schedule, population, seed, cluster)).encode())
+        #: canonical text of schedule, population, seed and cluster: what the timeline is a function of
+        self.identity = identity(("timeline-1", schedule, population, seed, cluster))
+        self._step_hash = hashlib.sha256(self.identity.encode())
 
     @property
     def num_steps(self) -> int:
@@ -128,6 +130,17 @@ class Timeline:
         total = self._step_hash.copy()
         total.update(self._row_hash.digest())
         return total.hexdigest()
+
+    def live_versions(self) -> npt.NDArray[np.int32]:
+        """Start versions that tasks ending after the last step given out may still have, ascending, ≤ num_steps.
+
+        Versions newer than num_steps do not exist yet and are not listed; an older one that is missing here is never
+        asked for again.
+        """
+        if isinstance(self._source, RoundLoop):
+            return np.empty(0, dtype=np.int32)
+        versions = np.concatenate((self._rows["start_version"], self._source.pending_versions()))
+        return np.unique(versions[versions <= self._num_steps])
 
     @property
     def in_flight(self) -> int:

@@ -112,6 +112,11 @@ class WindowEngine:
         pool = _join(self._pools)
         return pool.start, pool.finish
 
+    def pending_versions(self) -> npt.NDArray[np.int32]:
+        """Start versions of the tasks drawn and not yet yielded, where known already."""
+        version = _join(self._pools).version
+        return version[version >= 0]
+
     def _extend(self, horizon: int) -> None:
         """Draws tasks until every slot's last one ends at the horizon or later."""
         while True:
