@@ -90,7 +90,7 @@ class Diurnal:
             raise SpecError(problems)
 
     def _since_start_us(self, seed: int, ids: I64, t_us: I64) -> I64:
-        start_hour = np.full(np.shape(ids), self.start_hour_mean)
+        start_hour = np.full(np.shape(ids), float(self.start_hour_mean))
         if self.spread_hours:
             start_hour += self.spread_hours * ndtri(rng.uniform(rng.key(seed, "diurnal"), ids))
         phase = np.rint(start_hour * _HOUR_US).astype(np.int64)

@@ -148,5 +148,6 @@ class FunctionSizes:
         counts = self.num_examples(seed, ids)
         below = np.searchsorted(ordered, counts, side="left")
         equal = np.searchsorted(ordered, counts, side="right") - below
-        # one pseudo-count keeps counts that the sample never saw strictly inside (0, 1)
-        return _between(below, equal + 1, len(ordered) + 1, rng.key(seed, "size_tie"), ids)
+        # half a pseudo-count at either end keeps counts that the sample never saw strictly inside (0, 1)
+        inside = _between(below, equal, len(ordered), rng.key(seed, "size_tie"), ids)
+        return np.asarray((inside * len(ordered) + 0.5) / (len(ordered) + 1), dtype=np.float64)

@@ -76,9 +76,16 @@ class _Try:
             index = np.arange(self.cursor, self._stop(count))
             self.cursor += len(index)
             return self._tasks(index, self._clients(index), np.full(len(index), now))
-        index = np.arange(self.cursor, self._stop(_MAX_ASKED * count))
-        clients = self._clients(index)
-        next_us = population.next_us(clients, np.full(len(index), now))
+        asked, limit = 2 * count + 6, _MAX_ASKED * count
+        while True:
+            index = np.arange(self.cursor, self._stop(min(asked, limit)))
+            clients = self._clients(index)
+            next_us = population.next_us(clients, np.full(len(index), now))
+            if asked >= limit or len(index) < asked or int((next_us == now).sum()) >= count:
+                break
+            asked *= 4  # asking the full limit at once would cost the most in the usual case
+        if not len(index):
+            return self._tasks(index, clients, next_us)
         # available candidates have next_us == now: the earliest to check in come first, ties by position
         chosen = np.sort(np.argsort(next_us, kind="stable")[:count])
         there = int((next_us[chosen] == now).sum())
