@@ -6,7 +6,6 @@ Everything here is pure but `load_run` and `child_runs`, which read MLflow.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -229,6 +228,8 @@ def _spread(values: Sequence[float]) -> Spread:
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return Spread(math.nan, math.nan, math.nan)
+    import statistics  # brings fractions and decimal: only comparisons pay for them
+
     return Spread(statistics.median(known), min(known), max(known))
 
 

@@ -15,6 +15,9 @@ from atoll.tracking.tracker import PARENT_TAG, RUN_KEY_TAG, RunStatus
 
 __all__ = ["MlflowTracker", "client", "store_errors"]
 
+# without it MLflow 3 opens the experiment as a collection of chats, and hides the table of runs
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
@@ -94,7 +97,7 @@ class MlflowTracker:
             if location is None and (root := artifact_root(self.uri)) is not None:
                 location = f"{root}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.') or 'experiment'}"
             try:
-                return str(self._client.create_experiment(name, artifact_location=location))
+                return str(self._client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
             except Exception:
                 # two launchers at once: the other one made it
                 found = self._client.get_experiment_by_name(name)

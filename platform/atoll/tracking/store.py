@@ -9,9 +9,6 @@ import re
 import socket
 import sqlite3
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -125,6 +122,9 @@ def _without_password(uri: str) -> str:
 
 
 def _probe_server(uri: str) -> None:
+    import urllib.error  # brings http, email and ssl: only preflight of a server pays for them
+    import urllib.request
+
     # urllib takes "user:password@host" for a host name; nothing behind /health needs them
     url = re.sub(r"//[^/@]*@", "//", uri.rstrip("/")) + "/health"
     try:
