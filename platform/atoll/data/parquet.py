@@ -140,6 +140,8 @@ def _checked_columns(source: ParquetSource, files: list[Path]) -> tuple[str, ...
             near = difflib.get_close_matches(column, schema.names, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(schema.names[:20])}"
             problems.append(Problem(place, repr(column), "a column of the data", "", hint))
+        elif place != "data.label_column" and column == source.label_column:
+            problems.append(Problem(place, repr(column), "a column other than the label"))
         elif place == "data.features" and not _is_number(schema.field(column).type):
             kind = f"{column!r} of type {schema.field(column).type}"
             problems.append(Problem(place, kind, "numeric columns", "", "add it to data.categories, or leave it out"))
@@ -284,7 +286,8 @@ class _Reader:
 
 
 def _floats(column: Any) -> Array:
-    values = column.cast(pa.float64()) if pa.types.is_boolean(column.type) is False else column.cast(pa.int8())
+    kind = pa.int8() if pa.types.is_boolean(column.type) else pa.float64()
+    values = column.cast(kind, safe=False)
     with np.errstate(over="ignore"):
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64).astype(np.float32)
 
