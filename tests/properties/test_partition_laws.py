@@ -91,8 +91,8 @@ def test_quantity_skew_spreads_sizes() -> None:
 @pytest.mark.parametrize(
     ("partition", "num_clients", "place"),
     [
-        (Iid(), 11, "data.num_clients"),
-        (Iid(), 0, "data.num_clients"),
+        (Iid(), 11, "data.clients"),
+        (Iid(), 0, "data.clients"),
         (Dirichlet(0.0), 2, "data.partition.alpha"),
         (Dirichlet(float("nan")), 2, "data.partition.alpha"),
         (Shards(6), 2, "data.partition.per_client"),

@@ -71,9 +71,9 @@ def _files(source: ParquetSource) -> list[Path]:
     path = Path(source.path)
     problems = []
     if not 0 <= source.holdout_fraction < 1:
-        problems.append(Problem("data.holdout_fraction", str(source.holdout_fraction), "a fraction in [0, 1)"))
+        problems.append(Problem("data.holdout", str(source.holdout_fraction), "a fraction in [0, 1)"))
     if not 0 <= source.unseen_fraction < 1:
-        problems.append(Problem("data.unseen_fraction", str(source.unseen_fraction), "a fraction in [0, 1)"))
+        problems.append(Problem("data.unseen", str(source.unseen_fraction), "a fraction in [0, 1)"))
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not path.exists():
         problems.append(Problem("data.path", repr(source.path), "an existing Parquet file or folder"))
@@ -92,8 +92,8 @@ def _convert(source: ParquetSource, files: list[Path], settings: str, root: Path
         root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
     except OSError as error:
-        hint = "name a folder that can be written"
-        raise SpecError([Problem("data.cache", repr(str(root)), "a writable folder", str(error), hint)]) from error
+        hint = "move the data to a folder that can be written, or name one as ParquetSource.cache"
+        raise SpecError([Problem("data.path", repr(str(root)), "a writable cache folder", str(error), hint)]) from error
     try:
         digest = hashlib.sha256(f"{_FORMAT} {settings}".encode())
         for name in files:

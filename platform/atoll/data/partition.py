@@ -52,7 +52,7 @@ def partition_examples(partition: Partition, labels: Array, num_clients: int, se
 def _check(partition: Partition, rows: int, num_clients: int) -> None:
     problems = []
     if not 1 <= num_clients <= rows:
-        problems.append(Problem("data.num_clients", str(num_clients), f"1 … {rows}, the number of examples"))
+        problems.append(Problem("data.clients", str(num_clients), f"1 … {rows}, the number of examples"))
     if isinstance(partition, Dirichlet) and not (0 < partition.alpha < np.inf):
         problems.append(Problem("data.partition.alpha", str(partition.alpha), "a number above 0"))
     if isinstance(partition, QuantitySkew) and not (0 <= partition.sigma <= 10):

@@ -32,17 +32,17 @@ def open_synthetic(source: SyntheticSource) -> SyntheticClients:
     law = source.examples
     law_rules: list[tuple[str, Any, bool, str]]
     if isinstance(law, ConstantExamples):
-        law_rules = [("examples.value", law.value, law.value >= 1, "an integer of at least 1")]
+        law_rules = [("examples.count", law.value, law.value >= 1, "an integer of at least 1")]
     else:
         law_rules = [
             ("examples.median", law.median, 0 < law.median < np.inf, "a number above 0"),
             ("examples.sigma", law.sigma, 0 <= law.sigma < np.inf, "a number of at least 0"),
-            ("examples.maximum", law.maximum, law.maximum >= 1, "an integer of at least 1"),
+            ("examples.max", law.maximum, law.maximum >= 1, "an integer of at least 1"),
         ]
     rules: list[tuple[str, Any, bool, str]] = [
-        ("num_clients", source.num_clients, source.num_clients >= 1, "an integer of at least 1"),
-        ("num_features", source.num_features, source.num_features >= 1, "an integer of at least 1"),
-        ("num_classes", source.num_classes, source.num_classes >= 2, "an integer of at least 2"),
+        ("clients", source.num_clients, source.num_clients >= 1, "an integer of at least 1"),
+        ("features", source.num_features, source.num_features >= 1, "an integer of at least 1"),
+        ("classes", source.num_classes, source.num_classes >= 2, "an integer of at least 2"),
         ("categories", source.categories, all(rows >= 1 for rows in source.categories), "rows of at least 1"),
         ("feature_heterogeneity", source.feature_heterogeneity, source.feature_heterogeneity >= 0, "at least 0"),
         ("label_heterogeneity", source.label_heterogeneity, source.label_heterogeneity >= 0, "at least 0"),

@@ -141,12 +141,12 @@ def test_opens_at_the_same_time_agree_and_leave_one_copy(path: Path) -> None:
 
 def test_a_cache_folder_that_cannot_be_made_is_named(path: Path) -> None:
     ((place, _),) = _places(_source(path, cache=str(path / "below a file")))
-    assert place == "data.cache"
+    assert place == "data.path"
 
 
 def test_a_missing_file_and_bad_fractions_are_named_together(tmp_path: Path) -> None:
     found = _places(_source(tmp_path / "absent.parquet", holdout_fraction=1.0, unseen_fraction=-0.1))
-    assert [place for place, _ in found] == ["data.holdout_fraction", "data.unseen_fraction", "data.path"]
+    assert [place for place, _ in found] == ["data.holdout", "data.unseen", "data.path"]
     assert [place for place, _ in _places(_source(tmp_path))] == ["data.path"]
 
 
