@@ -1,3 +1,26 @@
-"""atoll: a Ray-based distributed experiment platform for federated learning."""
+"""atoll: a Ray-based distributed experiment platform for federated learning.
+
+>>> import atoll
+>>> report = atoll.plan("configs/fedbuff_flights.yaml")        # doctest: +SKIP
+>>> run = atoll.run("configs/fedbuff_flights.yaml", "seed=3")  # doctest: +SKIP
+>>> again = atoll.load(run.run_id)                             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atoll.experiment import load, plan, run, run_comparison
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load", "plan", "run", "run_comparison"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public functions, imported when first asked for: `import atoll` in a worker stays cheap."""
+    if name in __all__:
+        import atoll.experiment as experiment
+
+        return getattr(experiment, name)
+    raise AttributeError(f"module 'atoll' has no attribute {name!r}")

@@ -122,14 +122,16 @@ class LogExamples:
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """What a task counts: s(τ) · e(n) in the sum, e(n) in the divisor.
+    """What a task counts: scale · s(τ) · e(n) in the sum, e(n) in the divisor.
 
-    So the mean is Σ s(τ) e(n) delta / Σ e(n): under equal weights FedBuff's Σ s(τ) delta / K, and a stale cohort takes
+    With scale 1 the mean is Σ s(τ) e(n) delta / Σ e(n): under equal weights FedBuff's Σ s(τ) delta / K, and a stale cohort takes
     a smaller step (never re-normalised by Σ s). Callable, so that the plan can use it without knowing this room.
     """
 
     staleness: StalenessWeight
     examples: ExampleWeight
+    #: constant factor on every weight, not on the divisor: FedAsync's mixing rate α
+    scale: float = 1.0
 
     def __call__(self, staleness: I64, num_examples: I64) -> tuple[F64, F64]:
         """(weight, example weight) per task.
@@ -140,8 +142,8 @@ class Weighting:
             (array([1. , 0.5]), array([1., 1.]))
         """
         example_weight = self.examples.weight(num_examples)
-        return self.staleness.weight(staleness) * example_weight, example_weight
+        return self.scale * self.staleness.weight(staleness) * example_weight, example_weight
 
     def largest(self, max_examples: int) -> float:
         """An upper bound of one task's weight, for the exact grid."""
-        return float(self.examples.weight(np.array([max(max_examples, 1)], dtype=np.int64))[0])
+        return self.scale * float(self.examples.weight(np.array([max(max_examples, 1)], dtype=np.int64))[0])

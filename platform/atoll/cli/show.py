@@ -1,0 +1,148 @@
+"""What people see: tables and a live line, on a terminal as in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from atoll.experiment import PlanReport, Run
+    from atoll.spec import Spec
+    from atoll.tracking import Comparison
+
+__all__ = ["Display", "address", "comparison", "live", "plans", "run"]
+
+_console = Console(highlight=False)
+
+
+class Display:
+    """One progress line per run; on a terminal it moves, in a log each run prints its last line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, arm: str, number: int, total: int, spec: Spec) -> Callable[[dict[str, float]], None]:
+        """Starts a line; returns what to call with figures."""
+        label = f"[{number}/{total}] {arm} seed {spec.seed}" if arm else spec.name
+        steps = spec.stop.server_steps
+        task = self._progress.add_task(label, total=steps, figures="starting workers …")
+
+        def update(figures: Mapping[str, float]) -> None:
+            self._progress.update(task, completed=int(figures.get("step", 0)), figures=_figures(figures))
+
+        return update
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    parts = []
+    if "sim/hours" in figures:
+        parts.append(f"{figures['sim/hours']:.2f} virtual h, {figures['sim/client_updates']:,.0f} client updates")
+        parts.append(f"{figures.get('wall_updates_per_s', 0):,.0f}/s")
+    parts += [
+        f"{name} {figures[f'eval/{name}']:.4f}" for name in ("loss", "accuracy", "auc") if f"eval/{name}" in figures
+    ]
+    return " · ".join(parts) or "starting workers …"
+
+
+@contextmanager
+def live() -> Iterator[Display]:
+    """A live display for the block."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("step {task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=_console) as progress:
+        yield Display(progress)
+
+
+def plans(reports: Mapping[str, PlanReport]) -> None:
+    """A table of plans, one column each."""
+    table = Table(title="Plan: simulated, nothing trained yet", title_justify="left")
+    table.add_column("")
+    rows: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        table.add_column(name, justify="right")
+        for key, value in _plan_rows(report):
+            rows.setdefault(key, []).append(value)
+    for key, values in rows.items():
+        table.add_row(key, *values)
+    _console.print(table)
+
+
+def _plan_rows(report: PlanReport) -> list[tuple[str, str]]:
+    s = report.summary
+    return [
+        ("server steps", f"{s.server_steps:,}"),
+        ("client updates (participations)", f"{s.client_updates:,} ({s.participations:,})"),
+        ("virtual hours", f"{s.virtual_hours:,.3f}"),
+        ("server steps per virtual hour", f"{s.server_steps_per_hour:,.1f}"),
+        ("staleness: mean, p95, steady mean", f"{s.mean_staleness:.2f}, {s.p95_staleness:.0f}, {s.steady_staleness:.2f}"),
+        ("device time without effect", f"{100 * s.wasted_share:.1f} %"),
+        ("uplink, downlink", f"{_bytes(s.uplink_bytes)}, {_bytes(s.downlink_bytes)}"),
+        ("model", f"{report.parameters:,} parameters, {_bytes(report.model_bytes)}"),
+        ("blocks of W lanes", f"{s.blocks:,} of {report.lanes}"),
+        ("lanes occupied", f"{100 * s.occupancy:.0f} %"),
+        ("longest chain, mean width", f"{s.depth:,} blocks, {s.mean_width:.1f}"),
+        ("model versions alive at most", f"{s.peak_live_versions:,}"),
+        ("timeline digest", report.timeline_digest[:16]),
+        ("plan digest", report.plan_digest[:16]),
+    ]
+
+
+def run(finished: Run) -> None:
+    """A table of one run's result."""
+    table = Table(title=f"{finished.name}: {finished.reason}", title_justify="left", show_header=False)
+    rows: list[tuple[str, str]] = [
+        ("server steps", f"{finished.server_steps:,}"),
+        ("client updates", f"{finished.client_updates:,}"),
+        ("virtual hours (simulated)", f"{finished.virtual_hours:,.3f}"),
+        ("mean staleness", f"{finished.mean_staleness:.2f}"),
+    ]
+    rows += [(name, f"{value:.4f}") for name, value in finished.metrics.items()]
+    rows += [
+        ("wall time", f"{finished.wall_s:.1f} s, {finished.client_updates / max(finished.wall_s, 1e-9):,.0f} updates/s"),
+        ("workers outside client work", f"{100 * finished.overhead_share:.1f} %"),
+        ("model digest", finished.model_digest[:16]),
+        ("run id", finished.run_id),
+        ("folder", finished.folder),
+    ]
+    if finished.num_diverged:
+        rows.append(("diverged client updates", f"{finished.num_diverged:,}, zeroed: lower client.lr?"))
+    if finished.lost_pools:
+        rows.append(("workers lost and replaced", f"{finished.lost_pools}"))
+    if finished.unpublished_rows:
+        rows.append(("rows MLflow has not taken", f"{finished.unpublished_rows:,}, kept in the run's journal"))
+    for row in rows:
+        table.add_row(*row)
+    _console.print(table)
+
+
+def comparison(found: Comparison, html: str, csv: str) -> None:
+    """The comparison's table and where its files are."""
+    from atoll.tracking import to_table
+
+    _console.print(to_table(found))
+    _console.print(f"Report: {html}\nTable:  {csv}", soft_wrap=True)
+
+
+def address(uri: str, experiment: str) -> None:
+    """How to look at it in MLflow."""
+    option = "" if uri == "sqlite:///mlflow.db" else f" --uri {uri}"
+    _console.print(f"MLflow: experiment '{experiment}' in {uri}; look at it with: atoll ui{option}", soft_wrap=True)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+

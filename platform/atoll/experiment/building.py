@@ -1,0 +1,111 @@
+"""What each process builds for itself from the spec; module-level functions, so that they pickle."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from atoll import spec as sp
+from atoll.aggregation import Aggregator
+from atoll.data import ClientData, open_data
+from atoll.evaluation import Evaluator
+from atoll.experiment.facts import JournalOutbox, TrackerPublisher
+from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, model_settings_of, shape_of
+from atoll.experiment.planning import make_planner
+from atoll.experiment.wiring import grid_of, rule_of, source_of
+from atoll.learner import METRICS, Learner
+from atoll.plan import Planner
+from atoll.runtime import CoordinatorSettings, Parts, Target
+from atoll.tracking import RunInfo, lower_is_better
+
+__all__ = ["parts_of"]
+
+
+#: the data opened last in this process: the arms and seeds of a comparison share it
+_OPENED: dict[str, ClientData] = {}
+
+
+def _data_of(spec: sp.Spec) -> ClientData:
+    source = source_of(spec)
+    name = repr(source)
+    if name not in _OPENED:
+        _OPENED.clear()
+        _OPENED[name] = open_data(source)
+    return _OPENED[name]
+
+
+def build_planner(spec: sp.Spec) -> Planner:
+    """For the coordinator."""
+    data = _data_of(spec)
+    return make_planner(spec, data, shape_of(model_settings_of(spec), data.shape))
+
+
+def build_learner(spec: sp.Spec) -> Learner:
+    """For a client pool."""
+    data = _data_of(spec)
+    return Learner(
+        model=lane_model_of(spec, data.shape),
+        gather=data.gather,
+        work=client_work_of(spec),
+        grid=grid_of(spec, data),
+        seed=spec.seed,
+        device=spec.runtime.device_class,
+    )
+
+
+def build_evaluator(spec: sp.Spec) -> Evaluator:
+    """For a client pool."""
+    data = _data_of(spec)
+    held_out = data.held_out()[spec.evaluation.split]
+    return Evaluator(
+        lane_model_of(spec, data.shape),
+        held_out.arrays,
+        held_out.client,
+        held_out.train_examples,
+        spec.evaluation.metrics,
+        per_client=spec.evaluation.per_client,
+        device=spec.runtime.device_class,
+    )
+
+
+def build_aggregator(spec: sp.Spec) -> Aggregator:
+    """For the aggregator."""
+    data = _data_of(spec)
+    return Aggregator(first_version(spec, data.shape), rule_of(spec), grid_of(spec, data), spec.stop.server_steps)
+
+
+def build_publisher(spec: sp.Spec, uri: str, artifacts: str | None, info: RunInfo) -> TrackerPublisher:
+    """For the tracker."""
+    return TrackerPublisher(uri, artifacts, info, shape_of(model_settings_of(spec), _data_of(spec).shape))
+
+
+def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info: RunInfo) -> Parts:
+    """Everything that an executor needs for one run.
+
+    Args:
+        spec: resolved.
+        folder: of the run, absolute.
+        uri: tracking store, absolute.
+        artifacts: root of artifacts, or None.
+        info: names the run in the store.
+    """
+    shape = shape_of(model_settings_of(spec), _data_of(spec).shape)
+    target = spec.stop.target
+    settings = CoordinatorSettings(
+        stop_steps=spec.stop.server_steps,
+        evaluate_every_steps=spec.evaluation.every_steps,
+        checkpoint_every_steps=spec.tracking.checkpoint_every_steps,
+        target=None if target is None else Target(target.metric, target.value, lower_is_better(target.metric)),
+        model_bytes=shape.bytes,
+        metric_names=METRICS,
+    )
+    return Parts(
+        run_key=info.run_key,
+        settings=settings,
+        make_planner=partial(build_planner, spec),
+        make_aggregator=partial(build_aggregator, spec),
+        make_learner=partial(build_learner, spec),
+        make_evaluator=partial(build_evaluator, spec),
+        make_outbox=partial(JournalOutbox, folder),
+        make_publisher=partial(build_publisher, spec, uri, artifacts, info),
+    )

@@ -1,0 +1,179 @@
+"""`atoll.plan`: the timeline alone, no training: duration, staleness, waste, blocks, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll import __version__
+from atoll import spec as sp
+from atoll.data import ClientData, open_data
+from atoll.experiment.modelling import lanes_of, model_settings_of, profile_digest, shape_of
+from atoll.experiment.wiring import (
+    grid_of,
+    population_of,
+    schedule_of,
+    source_of,
+    tasks_per_step,
+    weighting_of,
+)
+from atoll.models.shapes import ModelShape
+from atoll.plan import Planner, PlanSettings, PlanSummary, SummaryBuilder, check_memory, lookahead_steps
+from atoll.timeline import AsyncSchedule, Timeline
+
+__all__ = ["PlanReport", "SpecLike", "as_spec", "make_planner", "plan"]
+
+#: A parsed spec, a mapping with a spec's keys, or the path of a YAML file.
+SpecLike = sp.Spec | Mapping[str, Any] | str | Path
+#: Share of the machine's memory that a run may plan with when `runtime.memory_bytes` is null.
+_MEMORY_SHARE = 0.7
+#: Copies of a lane's parameters while a block trains: weights, gradients, delta, and one of slack.
+_COPIES_PER_LANE = 4
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a plan says ahead of training.
+
+    Attributes:
+        spec: the resolved spec.
+        summary: duration, staleness, waste, blocks.
+        lanes: W.
+        lookahead_steps: server steps per window.
+        parameters: number of weights, tables included.
+        model_bytes: one model version, float32.
+        timeline_digest: of the first `stop.server_steps` steps.
+        plan_digest: of the windows that hold them.
+        data: clients, examples.
+    """
+
+    spec: sp.Spec
+    summary: PlanSummary
+    lanes: int
+    lookahead_steps: int
+    parameters: int
+    model_bytes: int
+    timeline_digest: str
+    plan_digest: str
+    data: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "name": self.spec.name,
+            "spec_digest": sp.digest(self.spec),
+            "timeline_digest": self.timeline_digest,
+            "plan_digest": self.plan_digest,
+            **self.summary.as_dict(),
+            "lanes": self.lanes,
+            "lookahead_steps": self.lookahead_steps,
+            "parameters": self.parameters,
+            "model_bytes": self.model_bytes,
+            "data": dict(self.data),
+        }
+
+
+def as_spec(spec: SpecLike, overrides: Sequence[str] = ()) -> sp.Spec:
+    """A Spec out of whatever names one.
+
+    Raises:
+        SpecError: every problem of the file and the overrides.
+    """
+    if isinstance(spec, sp.Spec):
+        return sp.parse(sp.to_dict(spec), overrides) if overrides else spec
+    if isinstance(spec, Mapping):
+        return sp.parse(spec, overrides)
+    return sp.load(spec, overrides)
+
+
+def make_planner(spec: sp.Spec, data: ClientData, shape: ModelShape) -> Planner:
+    """A fresh planner: the same from the same spec in every process."""
+    schedule = schedule_of(spec)
+    lanes = lanes_of(spec, shape)
+    ahead = lookahead_steps(lanes, tasks_per_step(spec), is_async=isinstance(schedule, AsyncSchedule))
+    identity = ";".join(
+        [
+            f"atoll={__version__}",
+            f"spec={sp.digest(spec)}",
+            f"data={data.identity}",
+            f"model={shape.identity}",
+            f"grid={grid_of(spec, data)}",
+            f"profile={profile_digest()}",
+            f"init={_file_digest(spec.model.init_from)}",
+        ]
+    )
+    timeline = Timeline(population_of(spec, data), schedule, spec.seed)
+    return Planner(timeline, PlanSettings(lanes, ahead, identity), weighting_of(spec))
+
+
+def plan(spec: SpecLike, *overrides: str) -> PlanReport:
+    """Plans an experiment without training anything.
+
+    Args:
+        spec: a Spec, a mapping, or the path of a YAML file.
+        overrides: `dotted.key=value`.
+
+    Raises:
+        SpecError: wrong input, all problems at once.
+        PlanError: valid input that cannot run: too few clients, versions that do not fit.
+
+    Example:
+        >>> report = plan("configs/fedbuff_flights.yaml", "stop.server_steps=20")  # doctest: +SKIP
+        >>> report.summary.virtual_hours  # doctest: +SKIP
+    """
+    resolved = as_spec(spec, overrides)
+    data = open_data(source_of(resolved))
+    shape = shape_of(model_settings_of(resolved), data.shape)
+    grid_of(resolved, data)
+    planner = make_planner(resolved, data, shape)
+    steps, lanes = resolved.stop.server_steps, planner.settings.lanes
+    builder = SummaryBuilder(steps, lanes, shape.bytes)
+    window = planner.advance()
+    builder.add(window)
+    while window.end_step < steps:
+        window = planner.advance()
+        builder.add(window)
+    summary = builder.build()
+    _check_memory(resolved, summary, shape, lanes)
+    counts = data.counts()
+    return PlanReport(
+        spec=resolved,
+        summary=summary,
+        lanes=lanes,
+        lookahead_steps=planner.settings.lookahead_steps,
+        parameters=shape.bytes // 4,
+        model_bytes=shape.bytes,
+        timeline_digest=window.timeline_digest(steps),
+        plan_digest=window.plan_digest,
+        data={
+            "kind": resolved.data.kind,
+            "clients": data.num_clients,
+            "train_examples": None if counts is None else int(counts.sum()),
+        },
+    )
+
+
+def _check_memory(spec: sp.Spec, summary: PlanSummary, shape: ModelShape, lanes: int) -> None:
+    budget = spec.runtime.memory_bytes or int(_MEMORY_SHARE * _machine_bytes())
+    workers = spec.runtime.workers if isinstance(spec.runtime, sp.RayRuntime) else 1
+    check_memory(
+        summary,
+        model_bytes=shape.bytes,
+        block_bytes=lanes * _COPIES_PER_LANE * 4 * shape.dense_size,
+        budget_bytes=budget,
+        workers=workers,
+    )
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _file_digest(path: str | None) -> str:
+    if path is None or not Path(path).is_file():
+        return "none"
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
