@@ -1,0 +1,95 @@
+"""The sections round the learning: `evaluation`, `stop`, `tracking`, `runtime`, `comparison`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from atoll.spec.base import Count, LongCount, NonNegative, Section, Text
+
+__all__ = ["Comparison", "Evaluation", "InlineRuntime", "RayRuntime", "Runtime", "Stop", "Target", "Tracking"]
+
+Metric = Literal["loss", "accuracy", "auc"]
+
+
+class Evaluation(Section):
+    """What is measured on held-out rows, and how often."""
+
+    every_steps: Count = Field(default=10, description="Server steps between two evaluations.")
+    metrics: Annotated[tuple[Metric, ...], Field(strict=False, min_length=1)] = Field(
+        default=("loss", "accuracy"), description="What is measured."
+    )
+    split: Literal["unseen", "seen"] = Field(
+        default="unseen", description="unseen: clients that never train; seen: held-out rows of clients that do."
+    )
+    per_client: bool = Field(default=True, description="Whether the spread over clients is reported too.")
+
+
+class Target(Section):
+    """A quality at which the run stops; loss has to fall to it, other metrics have to rise to it."""
+
+    metric: Metric = Field(description="One of evaluation.metrics.")
+    value: float = Field(description="Reached when loss ≤ value, or another metric ≥ value.")
+
+
+class Stop(Section):
+    """When the run ends: at the first of these."""
+
+    server_steps: Count = Field(description="Server steps at most.")
+    target: Target | None = Field(default=None, description="Quality that ends the run early; null: none.")
+
+
+class Tracking(Section):
+    """Where MLflow keeps what happened."""
+
+    uri: Text = Field(default="sqlite:///mlflow.db", description="MLflow tracking URI.")
+    experiment: Text | None = Field(default=None, description="MLflow experiment; null: the spec's name.")
+    checkpoint_every_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        default=0, description="Server steps between checkpoints; 0: only the final model."
+    )
+    artifacts: Text | None = Field(default=None, description="Root of artifacts of a new experiment; null: MLflow's.")
+
+
+class RuntimeSection(Section):
+    """What both runtimes share."""
+
+    device_class: Literal["cpu", "cuda"] = Field(default="cpu", description="Where blocks are trained.")
+    lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        default="auto", description="Clients trained at once in a block, W; auto: from the profile table."
+    )
+    memory_bytes: LongCount | None = Field(
+        default=None, description="Memory that live model versions may take; null: measured."
+    )
+
+
+class RayRuntime(RuntimeSection):
+    """Blocks are spread over Ray workers."""
+
+    kind: Literal["ray"]
+    workers: Annotated[int, Field(ge=1, le=100_000)] = Field(default=1, description="Client pools.")
+    gpus_per_worker: NonNegative = Field(default=0.0, description="GPUs, or part of one, that each worker reserves.")
+    object_store_bytes: Annotated[int, Field(ge=78_643_200, le=2**63 - 1)] | None = Field(
+        default=None, description="Object store of an embedded Ray; null: Ray's default."
+    )
+
+
+class InlineRuntime(RuntimeSection):
+    """Everything in this process, without Ray, with the same bits."""
+
+    kind: Literal["inline"]
+
+
+Runtime = Annotated[RayRuntime | InlineRuntime, Field(discriminator="kind")]
+
+
+class Comparison(Section):
+    """Arms of one experiment: the file with a few values changed, each over the same seeds."""
+
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...], Field(strict=False, min_length=1)] = Field(
+        description="Seeds; every arm runs with each."
+    )
+    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
+        description="Arm name → dotted key → value, as in overrides."
+    )
+    baseline: Text = Field(description="Arm that the others are compared with.")

@@ -1,0 +1,247 @@
+"""Rules between fields of different places; each yields problems from whichever sections are valid by themselves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from atoll.errors import Problem
+from atoll.spec.data import ParquetData, SyntheticData
+from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
+from atoll.spec.population import Population
+from atoll.spec.training import Aggregation, AsyncSchedule, FedAsync, FedAvg, Schedule, SyncSchedule
+
+__all__ = ["cross_problems"]
+
+#: (paths that the rule reads, the problem)
+Finding = tuple[tuple[str, ...], Problem]
+
+
+def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()) -> list[Problem]:
+    """All broken rules between fields.
+
+    Args:
+        sections: valid sections by name; a section that is missing, or None, is not looked at.
+        distrusted: dotted paths whose value in `sections` is a stand-in for a wrong one; rules that read them are
+            silent, so that one mistake is told once.
+
+    Purity: pure.
+    """
+    get = sections.get
+    findings: list[Finding] = []
+    if schedule := get("schedule"):
+        findings += _schedule(schedule, get("population"))
+        if aggregation := get("aggregation"):
+            findings += _aggregation(aggregation, schedule)
+    if data := get("data"):
+        findings += _data(data, get("population"), get("model"))
+    if evaluation := get("evaluation"):
+        findings += _evaluation(evaluation, data, get("stop"))
+    if isinstance(runtime := get("runtime"), RayRuntime):
+        findings += _runtime(runtime)
+    if comparison := get("comparison"):
+        findings += _comparison(comparison, get("name") or "")
+    return [problem for paths, problem in findings if not any(_is_in(path, distrusted) for path in paths)]
+
+
+def _is_in(path: str, places: Collection[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}.") for place in places)
+
+
+def _schedule(schedule: Schedule, population: Population | None) -> Iterator[Finding]:
+    if isinstance(schedule, AsyncSchedule):
+        name, needed = "concurrency", schedule.concurrency
+        if schedule.buffer_goal > schedule.concurrency:
+            yield (
+                ("schedule.buffer_goal", "schedule.concurrency"),
+                Problem(
+                    "schedule.buffer_goal",
+                    str(schedule.buffer_goal),
+                    f"≤ schedule.concurrency ({schedule.concurrency})",
+                    "A buffer larger than the tasks in flight never fills without re-dispatch",
+                    "Lower buffer_goal or raise concurrency",
+                ),
+            )
+    else:
+        # 1e-9: 100 · 1.1 is 110.00000000000001 in floating point, and that is 110 tasks
+        name, needed = "cohort", math.ceil(schedule.cohort * (1 + schedule.over_selection) - 1e-9)
+    size = population.size if population else "data"
+    if isinstance(size, int) and schedule.sampling == "without_replacement" and needed > size:
+        given = schedule.concurrency if isinstance(schedule, AsyncSchedule) else schedule.cohort
+        got = f"{given}, {needed} with over_selection" if needed != given else str(given)
+        yield (
+            (f"schedule.{name}", "schedule.over_selection", "schedule.sampling", "population.size"),
+            Problem(
+                f"schedule.{name}",
+                got,
+                f"≤ population.size ({size}) when sampling is without_replacement",
+                "There are not that many different clients",
+                f"Lower {name}, raise population.size or set schedule.sampling to with_replacement",
+            ),
+        )
+
+
+def _aggregation(aggregation: Aggregation, schedule: Schedule) -> Iterator[Finding]:
+    is_sync = isinstance(schedule, SyncSchedule)
+    kinds = ("aggregation.kind", "schedule.kind")
+    if isinstance(aggregation, FedAvg) and not is_sync:
+        yield (
+            kinds,
+            Problem(
+                "aggregation.kind",
+                "fedavg with schedule.kind async",
+                "schedule.kind sync for fedavg",
+                "FedAvg averages one cohort that started together; over arrivals it is FedBuff without staleness",
+                "Use aggregation.kind fedbuff with staleness {kind: constant}, or a sync schedule",
+            ),
+        )
+    if not isinstance(aggregation, FedAvg) and is_sync:
+        yield (
+            kinds,
+            Problem(
+                "aggregation.kind",
+                f"{aggregation.kind} with schedule.kind sync",
+                f"schedule.kind async for {aggregation.kind}",
+                "In rounds nothing is stale, so it would be FedAvg under another name",
+                "Use aggregation.kind fedavg, or an async schedule",
+            ),
+        )
+    if isinstance(aggregation, FedAsync) and isinstance(schedule, AsyncSchedule) and schedule.buffer_goal != 1:
+        yield (
+            ("schedule.buffer_goal", *kinds),
+            Problem(
+                "schedule.buffer_goal",
+                str(schedule.buffer_goal),
+                "1 for aggregation.kind fedasync",
+                "FedAsync steps at every arrival",
+                "Set buffer_goal to 1, or use aggregation.kind fedbuff",
+            ),
+        )
+
+
+_MODEL_NEEDS = {"cnn": ("arrays", "custom"), "char_lstm": ("shakespeare", "custom")}
+
+
+def _data(data: Any, population: Population | None, model: Any) -> Iterator[Finding]:
+    kind = data.kind
+    if isinstance(data, SyntheticData) and population and population.size == "data":
+        yield (
+            ("population.size", "data.kind"),
+            Problem(
+                "population.size",
+                "'data'",
+                "a number when data.kind is synthetic",
+                "Generated clients have no count of their own",
+                "Set population.size, such as 1000",
+            ),
+        )
+    if isinstance(data, ParquetData):
+        yield from _columns(data)
+    if model is None:
+        return
+    needs = _MODEL_NEEDS.get(model.kind)
+    if needs and kind not in needs:
+        yield _misfit(model.kind, kind, f"data.kind {' or '.join(needs)} for {model.kind}")
+    elif kind == "shakespeare" and model.kind not in ("char_lstm", "custom"):
+        yield _misfit(model.kind, kind, "model.kind char_lstm or custom for shakespeare")
+
+
+def _misfit(model: str, data: str, rule: str) -> Finding:
+    problem = Problem(
+        "model.kind", f"{model} with data.kind {data}", rule, "The model cannot read the shape of these examples"
+    )
+    return ("model.kind", "data.kind"), problem
+
+
+def _columns(data: ParquetData) -> Iterator[Finding]:
+    uses = {"client_column": [data.client_column], "label_column": [data.label_column]}
+    uses |= {"features": list(data.features or ()), "categories": list(data.categories)}
+    seen: dict[str, str] = {}
+    for field, columns in uses.items():
+        for column in columns:
+            if column in seen:
+                yield (
+                    (f"data.{field}", f"data.{seen[column]}"),
+                    Problem(f"data.{field}", repr(column), f"a column that is not already data.{seen[column]}"),
+                )
+            seen.setdefault(column, field)
+
+
+def _is_binary(data: Any) -> bool | None:
+    """Whether the task is binary; None: not known from the spec."""
+    if data.kind == "flights":
+        return True
+    if data.kind == "shakespeare":
+        return False
+    if isinstance(data, ParquetData):
+        return data.task == "binary"
+    if isinstance(data, SyntheticData):
+        return data.classes == 2
+    return None
+
+
+def _evaluation(evaluation: Evaluation, data: Any, stop: Stop | None) -> Iterator[Finding]:
+    yield from _repeated("evaluation.metrics", evaluation.metrics)
+    if data is not None and "auc" in evaluation.metrics and _is_binary(data) is False:
+        yield (
+            ("evaluation.metrics", "data.kind", "data.task", "data.classes"),
+            Problem(
+                "evaluation.metrics",
+                "auc",
+                f"loss or accuracy; data.kind {data.kind} here has more than two classes",
+                "The area under the ROC curve is defined for two classes",
+            ),
+        )
+    if stop is not None and stop.target is not None and stop.target.metric not in evaluation.metrics:
+        yield (
+            ("stop.target.metric", "stop.target", "evaluation.metrics"),
+            Problem(
+                "stop.target.metric",
+                repr(stop.target.metric),
+                f"one of evaluation.metrics ({', '.join(evaluation.metrics)})",
+                "What is not measured is never reached",
+                f"Add {stop.target.metric} to evaluation.metrics",
+            ),
+        )
+
+
+def _runtime(runtime: RayRuntime) -> Iterator[Finding]:
+    paths = ("runtime.gpus_per_worker", "runtime.device_class")
+    got = f"{runtime.gpus_per_worker:g}"
+    if runtime.gpus_per_worker > 0 and runtime.device_class == "cpu":
+        rule, why = "0 when runtime.device_class is cpu", "The GPUs would be reserved and stay idle"
+        yield paths, Problem(paths[0], got, rule, why, "Set runtime.device_class to cuda")
+    if runtime.gpus_per_worker == 0 and runtime.device_class == "cuda":
+        rule, why = "a number > 0 when runtime.device_class is cuda", "Ray hides the GPUs from a worker without any"
+        yield paths, Problem(paths[0], got, rule, why, "Set runtime.gpus_per_worker, such as 1 or 0.5")
+
+
+def _repeated(path: str, values: Sequence[Any]) -> Iterator[Finding]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        yield (path,), Problem(path, f"{', '.join(map(str, twice))} more than once", "each value once")
+
+
+def _comparison(comparison: Comparison, name: str) -> Iterator[Finding]:
+    yield from _repeated("comparison.seeds", comparison.seeds)
+    for arm, values in comparison.arms.items():
+        path = f"comparison.arms.{arm}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", arm):
+            yield (path,), Problem(path, repr(arm), "an arm name of letters, digits, _ and -", "It becomes a run name")
+        for key in values:
+            top = key.split(".")[0]
+            if top in ("name", "seed", "comparison", "tracking"):
+                rule = "a key outside name, seed, tracking and comparison"
+                yield (path,), Problem(path, key, rule, "Arms share these, and comparison.seeds sets the seeds")
+    longest = len(f"{name}-{max(comparison.arms, key=len)}-s{max(comparison.seeds)}")
+    if longest > 250:
+        rule = "run names NAME-ARM-sSEED of at most 250 characters"
+        yield ("name", "comparison.arms"), Problem("comparison.arms", f"up to {longest}", rule)
+    if comparison.baseline not in comparison.arms:
+        rule = f"one of the arms: {', '.join(comparison.arms)}"
+        yield (
+            ("comparison.baseline", "comparison.arms"),
+            Problem("comparison.baseline", repr(comparison.baseline), rule),
+        )
