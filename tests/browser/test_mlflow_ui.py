@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from atoll.tracking import MlflowTracker, Row, RunInfo, preflight, ui
+from atoll.tracking import MlflowTracker, Row, RunInfo, page_url, preflight, ui
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -49,10 +49,7 @@ def site(mlflow_uri):
     try:
         wait_until(lambda: urllib.request.urlopen(f"{command.url}/health", timeout=2).close() is None, 90)
         preflight(command.url)
-        from atoll.tracking.mlflow_tracker import client
-
-        experiment_id = client(command.url).get_run(run_id).info.experiment_id
-        yield f"{command.url}/#/experiments/{experiment_id}/runs/{run_id}"
+        yield command.url, tracker.experiment_id, run_id
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(20)
@@ -97,9 +94,13 @@ def test_the_run_page_shows_its_metrics_and_draws_their_charts(site, browser, tm
     def text():
         return browser.execute_script("return document.body.innerText")
 
-    browser.get(site)
+    server, experiment_id, run_id = site
+    browser.get(page_url(server, experiment_id))
+    wait_until(lambda: "fedbuff-on-screen" in text(), 60)
+    page = page_url(server, experiment_id, run_id)
+    browser.get(page)
     wait_until(lambda: all(word in text() for word in ("fedbuff-on-screen", *KEYS, "client.lr")), 60)
-    browser.get(f"{site}/model-metrics")
+    browser.get(page.replace("?", "/model-metrics?"))
     drawn = "return document.querySelectorAll('.js-plotly-plot .scatterlayer .trace path.js-line').length"
     wait_until(lambda: browser.execute_script(drawn) >= len(KEYS), 60)
     folder = os.environ.get("ATOLL_SCREENSHOTS")

@@ -22,7 +22,7 @@ from atoll.tracking.outbox import Drained, Journal, StepRecord, drain
 from atoll.tracking.plots import comparison_plots, plots
 from atoll.tracking.render import insert_between, to_csv, to_html, to_markdown, to_table, to_text
 from atoll.tracking.rows import Row, RunInfo, finite_rows, flatten_params, now_ms
-from atoll.tracking.store import UiCommand, absolute_uri, artifact_root, preflight, ui
+from atoll.tracking.store import UiCommand, absolute_uri, artifact_root, page_url, preflight, ui
 from atoll.tracking.tracker import MemoryRun, MemoryStore, MemoryTracker, RunStatus, Tracker
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "load_run",
     "lower_is_better",
     "now_ms",
+    "page_url",
     "plots",
     "preflight",
     "summary_tags",

@@ -15,9 +15,6 @@ from atoll.tracking.tracker import PARENT_TAG, RUN_KEY_TAG, RunStatus
 
 __all__ = ["MlflowTracker", "client", "store_errors"]
 
-# without it MLflow 3 opens the experiment as a collection of chats, and hides the table of runs
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
 
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
@@ -54,6 +51,7 @@ class MlflowTracker:
         self._artifact_location = artifact_location
         self._client: Any = None
         self._run_id: str | None = None
+        self._experiment_id = ""
         self._params: dict[str, str] = {}
 
     @property
@@ -63,13 +61,18 @@ class MlflowTracker:
             raise InfrastructureError("tracker used before start()")
         return self._run_id
 
+    @property
+    def experiment_id(self) -> str:
+        """Id of the started run's experiment; with `run_id` it makes the address of the run's page (`page_url`)."""
+        return self._experiment_id if self.run_id else ""
+
     def start(self, info: RunInfo) -> str:
         """See Tracker. Exactly one launcher may start one run key at a time: MLflow cannot create a run by key."""
         check_run(info)
         if self._client is None:
             self._client = client(self.uri)
         with store_errors("starting the run"):
-            experiment_id = self._experiment(info.experiment)
+            experiment_id = self._experiment_id = self._experiment(info.experiment)
             found = self._client.search_runs(
                 [experiment_id],
                 f"tags.`{RUN_KEY_TAG}` = '{info.run_key}'",
@@ -97,7 +100,7 @@ class MlflowTracker:
             if location is None and (root := artifact_root(self.uri)) is not None:
                 location = f"{root}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.') or 'experiment'}"
             try:
-                return str(self._client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+                return str(self._client.create_experiment(name, artifact_location=location))
             except Exception:
                 # two launchers at once: the other one made it
                 found = self._client.get_experiment_by_name(name)

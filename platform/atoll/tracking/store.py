@@ -18,7 +18,7 @@ from typing import Any
 
 from atoll.errors import Problem, SpecError
 
-__all__ = ["UiCommand", "absolute_uri", "artifact_root", "load_mlflow", "preflight", "quiet", "ui"]
+__all__ = ["UiCommand", "absolute_uri", "artifact_root", "load_mlflow", "page_url", "preflight", "quiet", "ui"]
 
 _PLACE = "tracking.uri"
 _PROBE_TIMEOUT_S = 5.0
@@ -216,6 +216,20 @@ def ui(uri: str, port: int | None = None) -> UiCommand:
     argv += ["--host", "127.0.0.1", "--port", str(chosen), "--workers", "1", "--allowed-hosts", hosts]
     env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return UiCommand(tuple(argv), env, f"http://127.0.0.1:{chosen}")
+
+
+def page_url(server_url: str, experiment_id: str, run_id: str | None = None) -> str:
+    """Address of a run's page, or of its experiment's table of runs, on a running server.
+
+    Without the query MLflow 3.17 opens experiments in its view for chat applications, where runs are hidden; links
+    inside the web page lose it again, and the switch "Model training" at the top left brings it back.
+
+    Example:
+        >>> page_url("http://127.0.0.1:5000", "1", "ab12")
+        'http://127.0.0.1:5000/#/experiments/1/runs/ab12?workflowType=machine_learning'
+    """
+    place = "" if run_id is None else f"/runs/{run_id}"
+    return f"{server_url.rstrip('/')}/#/experiments/{experiment_id}{place}?workflowType=machine_learning"
 
 
 def _free_port(port: int | None) -> int:

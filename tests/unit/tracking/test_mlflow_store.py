@@ -16,7 +16,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from atoll.errors import InfrastructureError, SpecError
-from atoll.tracking import Journal, MlflowTracker, Row, RunInfo, absolute_uri, artifact_root, drain, preflight, ui
+from atoll.tracking import (
+    Journal,
+    MlflowTracker,
+    Row,
+    RunInfo,
+    absolute_uri,
+    artifact_root,
+    drain,
+    page_url,
+    preflight,
+    ui,
+)
 
 
 def serve(answer):
@@ -220,3 +231,9 @@ def test_launches_in_parallel_on_an_empty_database_make_one_experiment(tmp_path)
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as db:
         assert db.execute("SELECT count(*) FROM experiments WHERE name = 'shared'").fetchone() == (1,)
         assert db.execute("SELECT count(*) FROM runs").fetchone() == (3,)
+
+
+def test_page_addresses_open_the_view_for_training_runs():
+    query = "?workflowType=machine_learning"
+    assert page_url("http://h:5/", "1", "ab") == f"http://h:5/#/experiments/1/runs/ab{query}"
+    assert page_url("http://h:5", "1") == f"http://h:5/#/experiments/1{query}"
