@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from atoll.errors import Problem
-from atoll.spec.data import ParquetData, SyntheticData
+from atoll.spec.data import CustomData, ParquetData, SyntheticData
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
 from atoll.spec.population import Population
-from atoll.spec.training import Aggregation, AsyncSchedule, FedAsync, FedAvg, Schedule, SyncSchedule
+from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
 
 __all__ = ["cross_problems"]
 
@@ -39,6 +39,9 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
         findings += _data(data, get("population"), get("model"))
     if evaluation := get("evaluation"):
         findings += _evaluation(evaluation, data, get("stop"))
+    for name in ("data", "model"):
+        if isinstance(section := get(name), CustomData | CustomModel):
+            findings += _arguments(f"{name}.arguments", section.arguments)
     if isinstance(runtime := get("runtime"), RayRuntime):
         findings += _runtime(runtime)
     if comparison := get("comparison"):
@@ -203,6 +206,23 @@ def _evaluation(evaluation: Evaluation, data: Any, stop: Stop | None) -> Iterato
                 f"one of evaluation.metrics ({', '.join(evaluation.metrics)})",
                 "What is not measured is never reached",
                 f"Add {stop.target.metric} to evaluation.metrics",
+            ),
+        )
+
+
+def _arguments(path: str, value: Any) -> Iterator[Finding]:
+    """Only what YAML and JSON write and read back unchanged may enter the digest."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, inner in value.items():
+            yield from _arguments(f"{path}.{key}", inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _arguments(f"{path}[{index}]", inner)
+    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+        yield (
+            (path,),
+            Problem(
+                path, repr(value)[:60], "a plain value: null, true, false, a finite number, text, a list, a mapping"
             ),
         )
 

@@ -225,6 +225,11 @@ def messages(*overrides, base=BASE):
             "runtime.gpus_per_worker: got 0; need a number > 0 when runtime.device_class is cuda. Ray hides the GPUs "
             "from a worker without any. Set runtime.gpus_per_worker, such as 1 or 0.5.",
         ),
+        (
+            ["model={kind: custom, factory: 'm:f', arguments: {a: [1, .nan]}}"],
+            "model.arguments.a[1]: got nan; need a plain value: null, true, false, a finite number, text, a list, a "
+            "mapping.",
+        ),
         (["evaluation.metrics=[loss, loss]"], "evaluation.metrics: got loss more than once; need each value once."),
     ],
 )
