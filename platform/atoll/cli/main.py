@@ -87,7 +87,9 @@ def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> N
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Two runs or more: run id, name or folder.")],
-    baseline: Annotated[str | None, typer.Option(help="Arm or run name that ratios refer to; the first if none.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Arm or run name that ratios refer to; the first if none.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Target metric, such as auc; the runs' own if none.")] = None,
     value: Annotated[float | None, typer.Option(help="Target value.")] = None,
     uri: Annotated[str | None, typer.Option(help="Read from this MLflow store instead of ./runs.")] = None,

@@ -84,7 +84,10 @@ def _plan_rows(report: PlanReport) -> list[tuple[str, str]]:
         ("client updates (participations)", f"{s.client_updates:,} ({s.participations:,})"),
         ("virtual hours", f"{s.virtual_hours:,.3f}"),
         ("server steps per virtual hour", f"{s.server_steps_per_hour:,.1f}"),
-        ("staleness: mean, p95, steady mean", f"{s.mean_staleness:.2f}, {s.p95_staleness:.0f}, {s.steady_staleness:.2f}"),
+        (
+            "staleness: mean, p95, steady mean",
+            f"{s.mean_staleness:.2f}, {s.p95_staleness:.0f}, {s.steady_staleness:.2f}",
+        ),
         ("device time without effect", f"{100 * s.wasted_share:.1f} %"),
         ("uplink, downlink", f"{_bytes(s.uplink_bytes)}, {_bytes(s.downlink_bytes)}"),
         ("model", f"{report.parameters:,} parameters, {_bytes(report.model_bytes)}"),
@@ -108,7 +111,10 @@ def run(finished: Run) -> None:
     ]
     rows += [(name, f"{value:.4f}") for name, value in finished.metrics.items()]
     rows += [
-        ("wall time", f"{finished.wall_s:.1f} s, {finished.client_updates / max(finished.wall_s, 1e-9):,.0f} updates/s"),
+        (
+            "wall time",
+            f"{finished.wall_s:.1f} s, {finished.client_updates / max(finished.wall_s, 1e-9):,.0f} updates/s",
+        ),
         ("workers outside client work", f"{100 * finished.overhead_share:.1f} %"),
         ("model digest", finished.model_digest[:16]),
         ("run id", finished.run_id),
@@ -145,4 +151,3 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-

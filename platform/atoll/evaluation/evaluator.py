@@ -12,7 +12,7 @@ import torch
 
 from atoll.errors import Problem, SpecError
 from atoll.messages import ModelVersion
-from atoll.models import LaneModel
+from atoll.models import LaneModel, LocalRows
 
 __all__ = ["METRICS", "Evaluation", "Evaluator", "auc"]
 
@@ -27,7 +27,6 @@ class Evaluation:
 
     version: int
     metrics: dict[str, float]
-    busy_s: float = 0.0
 
 
 def auc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
@@ -121,19 +120,16 @@ class Evaluator:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Per row: loss, whether the guess is right, score of class 1 (binary) or zeros."""
         parameters = self._parameters(version)
+        tables = [torch.tensor(table).to(self._device) for table in version.tables]
         rows = len(self._arrays["y"])
         losses, correct, scores = np.empty(rows), np.empty(rows), np.zeros(rows)
         for begin in range(0, rows, self._batch_rows):
             part = slice(begin, begin + self._batch_rows)
             batch = {name: torch.as_tensor(array[part]).to(self._device) for name, array in self._arrays.items()}
             labels = batch["y"].long()
-            looked_up = {
-                table.name: torch.as_tensor(weights[self._arrays["c"][part][:, table.column]])[None].to(self._device)
-                for table, weights in zip(self._model.shape.tables, version.tables, strict=True)
-            }
             with torch.no_grad():
                 lane_batch = {name: value[None] for name, value in batch.items()}
-                logits = self._model.logits(parameters, looked_up, lane_batch)[0].double()
+                logits = self._model.logits(parameters, self._local_rows(tables, lane_batch), lane_batch)[0].double()
                 if self._model.shape.task == "binary":
                     score = logits[:, 0]
                     loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -147,13 +143,18 @@ class Evaluator:
             losses[part], correct[part] = loss.cpu().numpy(), right.double().cpu().numpy()
         return np.nan_to_num(losses, nan=1e6, posinf=1e6), correct, scores
 
+    def _local_rows(self, tables: list[torch.Tensor], batch: Mapping[str, torch.Tensor]) -> LocalRows | None:
+        if not tables:
+            return None
+        offsets = torch.tensor(self._model.shape.tables[0].offsets, device=self._device)
+        return LocalRows(tables[0], batch["c"] + offsets)
+
     def _parameters(self, version: ModelVersion) -> dict[str, torch.Tensor]:
         parameters, begin = {}, 0
         for parameter in self._model.shape.parameters:
-            size = int(np.prod(parameter.shape))
-            flat = torch.tensor(version.dense[begin : begin + size]).to(self._device)
+            flat = torch.tensor(version.dense[begin : begin + parameter.size]).to(self._device)
             parameters[parameter.name] = flat.reshape(1, *parameter.shape)
-            begin += size
+            begin += parameter.size
         return parameters
 
 

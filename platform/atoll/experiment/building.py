@@ -10,7 +10,7 @@ from atoll.aggregation import Aggregator
 from atoll.data import ClientData, open_data
 from atoll.evaluation import Evaluator
 from atoll.experiment.facts import JournalOutbox, TrackerPublisher
-from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, model_settings_of, shape_of
+from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
 from atoll.experiment.planning import make_planner
 from atoll.experiment.wiring import grid_of, rule_of, source_of
 from atoll.learner import METRICS, Learner
@@ -37,7 +37,7 @@ def _data_of(spec: sp.Spec) -> ClientData:
 def build_planner(spec: sp.Spec) -> Planner:
     """For the coordinator."""
     data = _data_of(spec)
-    return make_planner(spec, data, shape_of(model_settings_of(spec), data.shape))
+    return make_planner(spec, data, shape_of(spec, data.shape))
 
 
 def build_learner(spec: sp.Spec) -> Learner:
@@ -76,7 +76,7 @@ def build_aggregator(spec: sp.Spec) -> Aggregator:
 
 def build_publisher(spec: sp.Spec, uri: str, artifacts: str | None, info: RunInfo) -> TrackerPublisher:
     """For the tracker."""
-    return TrackerPublisher(uri, artifacts, info, shape_of(model_settings_of(spec), _data_of(spec).shape))
+    return TrackerPublisher(uri, artifacts, info, shape_of(spec, _data_of(spec).shape))
 
 
 def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info: RunInfo) -> Parts:
@@ -89,7 +89,7 @@ def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info:
         artifacts: root of artifacts, or None.
         info: names the run in the store.
     """
-    shape = shape_of(model_settings_of(spec), _data_of(spec).shape)
+    shape = shape_of(spec, _data_of(spec).shape)
     target = spec.stop.target
     settings = CoordinatorSettings(
         stop_steps=spec.stop.server_steps,

@@ -112,7 +112,8 @@ def compare_runs(
         names: runs; an MLflow run id works without the run's folder where `uri` is given.
         uri: tracking store to read from; the runs' own folders if None.
         baseline: arm or name that ratios refer to; the first if None.
-        metric, value: target; the runs' own if None.
+        metric: target metric; the runs' own target if None.
+        value: target value.
         runs_folder: where run folders lie.
 
     Raises:

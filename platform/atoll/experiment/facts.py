@@ -1,4 +1,4 @@
-"""The two ends of tracking for one run: the outbox beside the coordinator, the publisher beside the tracking service."""
+"""The two ends of tracking for one run: outbox beside the coordinator, publisher beside the tracking service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atoll.messages import ModelVersion
-from atoll.models.shapes import ModelShape
+from atoll.models import ModelShape, save_version
 from atoll.runtime import MetricRow
 from atoll.tracking import Journal, MlflowTracker, Row, RunInfo
 
@@ -82,8 +82,6 @@ class TrackerPublisher:
 
     def checkpoint(self, model: ModelVersion) -> None:
         """A safetensors file `checkpoints/version-000120.safetensors`."""
-        from atoll.models.checkpoint import save_version
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"version-{model.version:06d}.safetensors"
             save_version(path, model, self._shape)

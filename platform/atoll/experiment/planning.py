@@ -12,7 +12,7 @@ from typing import Any
 from atoll import __version__
 from atoll import spec as sp
 from atoll.data import ClientData, open_data
-from atoll.experiment.modelling import lanes_of, model_settings_of, profile_digest, shape_of
+from atoll.experiment.modelling import lanes_of, shape_of
 from atoll.experiment.wiring import (
     grid_of,
     population_of,
@@ -21,8 +21,16 @@ from atoll.experiment.wiring import (
     tasks_per_step,
     weighting_of,
 )
-from atoll.models.shapes import ModelShape
-from atoll.plan import Planner, PlanSettings, PlanSummary, SummaryBuilder, check_memory, lookahead_steps
+from atoll.models import ModelShape
+from atoll.plan import (
+    Planner,
+    PlanSettings,
+    PlanSummary,
+    SummaryBuilder,
+    check_memory,
+    lookahead_steps,
+    profile_digest,
+)
 from atoll.timeline import AsyncSchedule, Timeline
 
 __all__ = ["PlanReport", "SpecLike", "as_spec", "make_planner", "plan"]
@@ -127,7 +135,7 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     """
     resolved = as_spec(spec, overrides)
     data = open_data(source_of(resolved))
-    shape = shape_of(model_settings_of(resolved), data.shape)
+    shape = shape_of(resolved, data.shape)
     grid_of(resolved, data)
     planner = make_planner(resolved, data, shape)
     steps, lanes = resolved.stop.server_steps, planner.settings.lanes

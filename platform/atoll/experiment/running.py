@@ -265,9 +265,7 @@ def _run_info(spec: sp.Spec, report: PlanReport, folder: Path, parent_run_id: st
     return RunInfo(experiment, spec.name, folder.name, params, tags, parent_run_id)
 
 
-def _finished(
-    spec: sp.Spec, result: RunResult, folder: Path, run_id: str, uri: str, info: RunInfo, arm: str
-) -> Run:
+def _finished(spec: sp.Spec, result: RunResult, folder: Path, run_id: str, uri: str, info: RunInfo, arm: str) -> Run:
     target = spec.stop.target
     return Run(
         run_id=run_id,
@@ -299,15 +297,17 @@ def _finished(
 def _log_artifacts(tracker: Any, spec: sp.Spec, finished: Run, model: ModelVersion) -> None:
     """Spec, timeline, final weights and plots, into the run's folder and from there to the store."""
     from atoll.data import open_data
-    from atoll.experiment.modelling import model_settings_of, shape_of
+    from atoll.experiment.modelling import shape_of
     from atoll.experiment.wiring import source_of
     from atoll.models.checkpoint import save_version
 
     folder = Path(finished.folder)
-    shape = shape_of(model_settings_of(spec), open_data(source_of(spec)).shape)
+    shape = shape_of(spec, open_data(source_of(spec)).shape)
     save_version(folder / "model.safetensors", model, shape)
     metric = spec.stop.target.metric if spec.stop.target else spec.evaluation.metrics[-1]
-    pictures = plots(finished.history(), folder / "plots", metric=f"eval/{metric}", title=spec.name, **_timeline_facts(folder))
+    pictures = plots(
+        finished.history(), folder / "plots", metric=f"eval/{metric}", title=spec.name, **_timeline_facts(folder)
+    )
     for path in (folder / "spec.yaml", folder / "timeline.parquet", folder / "model.safetensors"):
         tracker.artifact(path)
     for path in pictures.values():

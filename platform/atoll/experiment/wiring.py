@@ -84,10 +84,7 @@ def population_of(spec: sp.Spec, data: da.ClientData) -> po.Population:
     size = data.num_clients if spec.population.size == "data" else spec.population.size
     counts = data.counts()
     sizes: po.Sizes
-    if counts is not None:
-        sizes = po.ClientSizes(counts)
-    else:
-        sizes = po.FunctionSizes(data.num_examples, data.identity, size)
+    sizes = po.ClientSizes(counts) if counts is not None else po.FunctionSizes(data.num_examples, data.identity, size)
     devices = spec.population.devices
     return po.Population(
         seed=spec.seed,
@@ -146,9 +143,7 @@ def schedule_of(spec: sp.Spec) -> tl.Schedule:
     """Who starts when."""
     schedule = spec.schedule
     if isinstance(schedule, sp.AsyncSchedule):
-        return tl.AsyncSchedule(
-            schedule.concurrency, schedule.buffer_goal, schedule.max_staleness, schedule.sampling
-        )
+        return tl.AsyncSchedule(schedule.concurrency, schedule.buffer_goal, schedule.max_staleness, schedule.sampling)
     deadline_us = None if schedule.deadline_s is None else round(schedule.deadline_s * _US)
     return tl.SyncSchedule(schedule.cohort, schedule.over_selection, deadline_us, schedule.sampling)
 
@@ -232,7 +227,8 @@ def grid_of(spec: sp.Spec, data: da.ClientData) -> Grid:
     if counts is not None:
         most = int(counts.max())
     elif isinstance(spec.data, sp.SyntheticData):
-        most = spec.data.examples.count if isinstance(spec.data.examples, sp.ConstantExamples) else spec.data.examples.max
+        examples = spec.data.examples
+        most = examples.count if isinstance(examples, sp.ConstantExamples) else examples.max
     else:
         most = 2**20
     weight_bound = math.ceil(tasks_per_step(spec) * weighting_of(spec).largest(most))

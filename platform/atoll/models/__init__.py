@@ -1,1 +1,58 @@
-"""The models room."""
+"""Models with a lane dimension; torch is imported when a model is built, not when this room is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from atoll.models.checkpoint import load_version, save_version
+from atoll.models.shapes import (
+    CharLstm,
+    Cnn,
+    Custom,
+    Logistic,
+    Mlp,
+    ModelInputs,
+    ModelSettings,
+    ModelShape,
+    ParameterShape,
+    TableShape,
+    shape_of,
+)
+
+if TYPE_CHECKING:
+    from atoll.models.build import build_model, init_version, load_module
+    from atoll.models.lanes import LaneModel, LocalRows
+
+__all__ = [
+    "CharLstm",
+    "Cnn",
+    "Custom",
+    "LaneModel",
+    "LocalRows",
+    "Logistic",
+    "Mlp",
+    "ModelInputs",
+    "ModelSettings",
+    "ModelShape",
+    "ParameterShape",
+    "TableShape",
+    "build_model",
+    "init_version",
+    "load_module",
+    "load_version",
+    "save_version",
+    "shape_of",
+]
+
+_WITH_TORCH = {"LaneModel": "lanes", "LocalRows": "lanes"} | dict.fromkeys(
+    ("build_model", "init_version", "load_module"), "build"
+)
+
+
+def __getattr__(name: str) -> Any:
+    """The torch side, imported when first asked for: `atoll plan` needs shapes only."""
+    if name in _WITH_TORCH:
+        import importlib
+
+        return getattr(importlib.import_module(f"atoll.models.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module 'atoll.models' has no attribute {name!r}")

@@ -2,11 +2,13 @@
 
 from atoll.plan.blocks import Weigh, cut_blocks, lookahead_steps
 from atoll.plan.grid import METRIC_EXPONENT, Grid
+from atoll.plan.lanes import DeviceClass, auto_lanes, profile_digest
 from atoll.plan.planner import Planner, PlanSettings, StepPlan, Window
 from atoll.plan.summary import PlanSummary, SummaryBuilder, check_memory
 
 __all__ = [
     "METRIC_EXPONENT",
+    "DeviceClass",
     "Grid",
     "PlanSettings",
     "PlanSummary",
@@ -15,7 +17,9 @@ __all__ = [
     "SummaryBuilder",
     "Weigh",
     "Window",
+    "auto_lanes",
     "check_memory",
     "cut_blocks",
     "lookahead_steps",
+    "profile_digest",
 ]

@@ -191,4 +191,3 @@ class Planner:
             start_versions=versions.astype(np.int32),
             start_weights=np.bincount(where, weights=weight, minlength=versions.size).astype(np.float64),
         )
-

@@ -120,9 +120,7 @@ class SummaryBuilder:
         """The figures of everything added so far."""
         used = int(self._lanes_by_step.sum())
         half = self._num_steps // 2
-        steady = float(
-            np.average(self._staleness_by_step[half:], weights=np.maximum(self._lanes_by_step[half:], 1e-9))
-        )
+        steady = float(np.average(self._staleness_by_step[half:], weights=np.maximum(self._lanes_by_step[half:], 1e-9)))
         hours = self._closed_us / 3.6e9
         depth = int(self._depth_of_version.max())
         return PlanSummary(

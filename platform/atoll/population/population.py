@@ -92,6 +92,10 @@ class Population:
         """Whether each client can start at t_us. Purity: pure."""
         return self.availability.available(self.seed, ids, t_us)
 
+    def until_us(self, ids: I64, t_us: I64) -> I64:
+        """End of each client's window at t_us, NEVER where it has none, t_us where unavailable. Purity: pure."""
+        return self.availability.until_us(self.seed, ids, t_us)
+
     def next_us(self, ids: I64, t_us: I64) -> I64:
         """First instant ≥ t_us at which each client can start; NEVER where there is none. Purity: pure."""
         return self.availability.next_us(self.seed, ids, t_us)
@@ -116,7 +120,7 @@ class Population:
         finish = start_us + draw.duration_us
         if self.always_available:
             return Participation(finish, draw.outcome, draw.num_examples)
-        until = np.maximum(self.availability.until_us(self.seed, ids, start_us), start_us + 1)
+        until = np.maximum(self.until_us(ids, start_us), start_us + 1)
         cut = finish > until
         outcome = np.where(cut, np.uint8(Outcome.INTERRUPTED), draw.outcome)
         return Participation(np.minimum(finish, np.minimum(until, NEVER)), outcome, draw.num_examples)

@@ -43,9 +43,7 @@ class ClientPool:
         self._evaluator: Evaluator | None = None
         self._make_evaluator: Callable[[], Evaluator] | None = None
 
-    def open(
-        self, run_key: str, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator]
-    ) -> int:
+    def open(self, run_key: str, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator]) -> int:
         """Forgets the run before and prepares this one; returns the process id."""
         self._run_key, self._versions = run_key, {}
         self._learner, self._make_evaluator, self._evaluator = make_learner(), make_evaluator, None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from atoll.population import Outcome, Population
+from atoll.population import NEVER, Outcome, Population
 from atoll.timeline.records import ROW, Batch
 from atoll.timeline.schedules import AsyncSchedule
 from atoll.timeline.selection import SLOT_SHIFT, Selector
@@ -19,7 +19,7 @@ __all__ = ["HeapLoop"]
 I64 = npt.NDArray[np.int64]
 
 _BATCH_ROWS = 4096
-_USED, _STALE = int(Outcome.USED), int(Outcome.STALE)
+_USED, _INTERRUPTED, _STALE = int(Outcome.USED), int(Outcome.INTERRUPTED), int(Outcome.STALE)
 
 
 class _Draws:
@@ -87,6 +87,7 @@ class HeapLoop:
     def __iter__(self) -> Iterator[Batch]:
         for slot in range(self._schedule.concurrency):
             self._select(slot, 0)
+        wanted = 64
         while True:
             now = min(queue[0][0] for queue in (self._running, self._waiting) if queue)
             freed = self._arrivals(now)
@@ -97,8 +98,9 @@ class HeapLoop:
             while self._waiting and self._waiting[0][0] == now:
                 _, task_id = heapq.heappop(self._waiting)
                 self._begin(task_id >> SLOT_SHIFT, task_id)
-            if len(self._rows) >= _BATCH_ROWS:
+            if len(self._rows) >= wanted:
                 yield self._flush()
+                wanted = min(2 * wanted, _BATCH_ROWS)
 
     def pending(self) -> tuple[I64, I64]:
         """(start_us, finish_us) of the tasks that run or wait after the last batch."""
@@ -135,11 +137,11 @@ class HeapLoop:
             slot = task_id >> SLOT_SHIFT
             if task_id != slot << SLOT_SHIFT | self._ordinal[slot] or self._version_of[slot] < 0:
                 continue  # aborted earlier
-            freed.append(slot)
             outcome = self._task[slot][3]
             version = self._arrived // goal
             if outcome == _USED and limit is not None and version - self._version_of[slot] > limit:
-                outcome = _STALE  # a step of this very instant made it too stale
+                continue  # a step of this very instant made it too stale: `_aborts` finds it
+            freed.append(slot)
             self._emit(slot, now, version if outcome == _USED else -1, outcome)
             if outcome == _USED:
                 self._arrived += 1
@@ -166,12 +168,12 @@ class HeapLoop:
         task_id = slot << SLOT_SHIFT | self._ordinal[slot]
         client, duration, outcome, examples = self._draws.take(slot, self._ordinal)
         start, finish = now, now + duration
-        first = not (self._distinct and client in self._busy) and (
-            self._always or bool(self._population.available(np.array([client]), np.array([now]))[0])
-        )
-        if not first:
+        until = NEVER if self._always else int(self._population.until_us(np.array([client]), np.array([now]))[0])
+        if until > now and not (self._distinct and client in self._busy):
+            if finish > until:
+                finish, outcome = until, _INTERRUPTED
+        else:
             client, start = self._selector.choose_free(task_id, now, self._busy)
-        if not (first and self._always):
             part = self._population.participation(
                 np.array([client]), np.array([task_id]), np.array([start]), self._selector.cluster
             )

@@ -21,7 +21,7 @@ __all__ = ["RoundLoop"]
 I64 = npt.NDArray[np.int64]
 
 _MAX_ASKED = 64
-_MAX_TRIES = 1000
+_MAX_TRIES = 100
 _USED, _ABORTED = int(Outcome.USED), int(Outcome.ABORTED)
 
 
@@ -46,17 +46,26 @@ class _Try:
         path = ("round", step, loop.cluster, attempt) if attempt else ("round", step, loop.cluster)
         self._stream = rng.key(loop.seed, *path)
         self._distinct = loop.schedule.sampling == "without_replacement"
+        self._known_from = 0
+        self._known = np.empty(0, dtype=np.int64)
         self._ahead: _Tasks | None = None
         self._ahead_next = 0
         self.cursor = 0
 
     def _clients(self, index: I64) -> I64:
-        members = self._loop.population.num_members
-        if self._distinct:
-            place = rng.permute(self._stream, index, members)
-        else:
-            place = rng.integers(self._stream, members, index)
-        return self._loop.population.client(place)
+        """Clients at consecutive places; replacements come one by one, so places are drawn well ahead."""
+        if not len(index):
+            return index
+        first, stop = int(index[0]), int(index[-1]) + 1
+        if first < self._known_from or stop > self._known_from + len(self._known):
+            members = self._loop.population.num_members
+            ahead = np.arange(first, max(stop, min(first + 256, members) if self._distinct else first + 256))
+            if self._distinct:
+                place = rng.permute(self._stream, ahead, members)
+            else:
+                place = rng.integers(self._stream, members, ahead)
+            self._known_from, self._known = first, self._loop.population.client(place)
+        return self._known[first - self._known_from : stop - self._known_from]
 
     def _tasks(self, index: I64, clients: I64, start: I64) -> _Tasks:
         population = self._loop.population
@@ -153,8 +162,8 @@ def _with_replacements(first: _Tasks, source: _Try, wanted: int, deadline: int) 
 class RoundLoop:
     """Iterates over the rounds of a synchronous timeline, one batch each, without end.
 
-    A round closes at the `cohort`-th arrival in the order (finish_us, position), or at its deadline (arrivals at that
-    very instant count), or when nobody is left running or to replace. What still runs is aborted at the close. A round
+    A round closes at the `cohort`-th arrival in the order (finish_us, position), or at its deadline, counted from
+    the round's first start (arrivals at that very instant count), or when nobody is left running or to replace. What still runs is aborted at the close. A round
     without any arrival is tried again at its close, on the same version, with the positions going on and a fresh
     permutation; its rows belong to the step that closes at last.
 
@@ -193,10 +202,11 @@ class RoundLoop:
 
     def _run(self, source: _Try, step: int, now: int) -> tuple[Rows, int]:
         wanted = self.schedule.cohort
-        deadline = NEVER if self.schedule.deadline_us is None else now + self.schedule.deadline_us
         first = source.take(self.schedule.num_selected, now)
         if not len(first.position):
             raise never_available()
+        limit = self.schedule.deadline_us
+        deadline = NEVER if limit is None else int(first.start.min()) + limit
         tasks = _with_replacements(first, source, wanted, deadline)
         order = np.lexsort((tasks.position, tasks.finish))
         tasks = _Tasks(*(column[order] for column in tasks))

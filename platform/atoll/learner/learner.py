@@ -1,0 +1,235 @@
+"""The learner: a block of lanes → client deltas → exact partial sums. No Python work per client.
+
+Shape legend: L lanes of the block, M lanes that still have a batch (a prefix), B local batch, P dense parameters,
+R embedding rows touched, N most examples of a lane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from atoll.learner.rows import TouchedRows, touched_rows
+from atoll.learner.sums import partial_sums
+from atoll.learner.work import ClientWork, example_order
+from atoll.messages import Block, BlockResult, ModelVersion
+from atoll.models import LaneModel, LocalRows
+from atoll.plan import Grid
+
+__all__ = ["Gather", "Learner"]
+
+#: (client ids int64 [L], positions int64 [L, N]) → "x" [L, N, …], "y" [L, N], optionally "c" [L, N, G]
+Gather = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any]]]
+
+
+class Learner:
+    """Trains blocks.
+
+    Guarantees: the result is a function of the block, its start versions and the constructor's arguments; blocks
+    trained before, by whom and where, cannot reach it. Bits are equal per software build and device class with one thread.
+    Lanes are sorted longest first; local step j computes the lanes that still have a batch and no others, so ragged
+    clients cost what they hold. A block is not padded to W: its membership is in the plan.
+
+    Args:
+        model: lane form of the model.
+        gather: training examples of a block.
+        work: local SGD.
+        grid: the plan's exact grid.
+        seed: of the run; keys the example order.
+        device: torch device.
+    """
+
+    def __init__(
+        self, *, model: LaneModel, gather: Gather, work: ClientWork, grid: Grid, seed: int, device: str = "cpu"
+    ) -> None:
+        self._model, self._gather, self._work, self._grid = model, gather, work, grid
+        self._seed, self._device = seed, torch.device(device)
+        if self._device.type == "cuda":
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+
+    def train(self, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
+        """Trains every lane of `block` from its start version.
+
+        Args:
+            block: lanes, longest first.
+            versions: holds every start version of the block.
+
+        Returns:
+            One PartialSum per server step that the block contributes to, steps ascending.
+        """
+        started = time.perf_counter()
+        with torch.inference_mode(False):
+            run = _BlockRun(block, versions, self._model, self._gather, self._device)
+            for epoch in range(self._work.epochs):
+                self._epoch(run, epoch)
+        deltas, rows = run.deltas()
+        partials = partial_sums(block, deltas, rows, run.mean_loss(), run.steps, self._grid, self._work.epochs)
+        return BlockResult(block.block_id, partials, time.perf_counter() - started)
+
+    def _epoch(self, run: _BlockRun, epoch: int) -> None:
+        size = self._work.batch_size
+        order = example_order(self._seed, run.block.task_id, run.block.num_examples, epoch)
+        # A padding position may name any example: its share of the loss is zero.
+        flat = np.minimum(order, run.width - 1) + run.lane_begin[:, None]
+        batches = -(-run.block.num_examples // size)
+        for step in range(int(batches[0])):
+            active = int(np.searchsorted(-batches, -step, side="left"))
+            count = np.minimum(run.block.num_examples[:active] - step * size, size)
+            width = int(count.max())
+            chosen = torch.from_numpy(flat[:active, step * size : step * size + width]).to(self._device)
+            share = torch.from_numpy(_share(count, width)).to(self._device)
+            run.step(active, chosen, share, count, self._work)
+
+
+def _share(count: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.float32]:
+    """1/n on a lane's n real examples, else 0: float32 [M, width]."""
+    return np.where(np.arange(width) < count[:, None], 1.0 / count[:, None], 0.0).astype(np.float32)
+
+
+class _BlockRun:
+    """The moving parts of one block: stacked weights, momentum, examples."""
+
+    def __init__(
+        self,
+        block: Block,
+        versions: Mapping[int, ModelVersion],
+        model: LaneModel,
+        gather: Gather,
+        device: torch.device,
+    ) -> None:
+        self.block, self._model, self._device = block, model, device
+        self.width = int(block.num_examples[0])
+        positions = np.broadcast_to(np.arange(self.width), (block.num_lanes, self.width))
+        examples = gather(block.client_id, positions)
+        self.lane_begin = np.arange(block.num_lanes) * self.width
+        self.touched: TouchedRows | None = None
+        self._row_index: Tensor | None = None
+        for position, table in enumerate(model.shape.tables):
+            self.touched = touched_rows(
+                table, position, examples["c"], block.num_examples, block.start_version, versions
+            )
+            self._row_index = torch.from_numpy(self.touched.index).to(device).flatten(0, 1)
+            self.rows = torch.from_numpy(self.touched.start).to(device)
+            self._rows_start = self.rows.clone()
+        needs_codes = not model.shape.tables
+        self._examples = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(device).flatten(0, 1)
+            for name, value in examples.items()
+            if name != "c" or needs_codes
+        }
+        self.params = self._stack(versions)
+        self._start = [value.clone() for value in self.params]
+        self._velocity: list[Tensor] | None = None
+        self._rows_velocity: Tensor | None = None
+        self._loss = np.zeros(block.num_lanes)
+        self.steps = np.zeros(block.num_lanes, dtype=np.int64)
+
+    def _stack(self, versions: Mapping[int, ModelVersion]) -> list[Tensor]:
+        """One [L, *shape] tensor per parameter, each lane from its start version."""
+        unique, where = np.unique(self.block.start_version, return_inverse=True)
+        flat = np.stack([versions[int(version)].dense for version in unique])[where]
+        stacked = torch.from_numpy(flat).to(self._device)
+        params, begin = [], 0
+        for parameter in self._model.shape.parameters:
+            part = stacked[:, begin : begin + parameter.size]
+            params.append(part.reshape(-1, *parameter.shape).contiguous())
+            begin += parameter.size
+        return params
+
+    def step(self, active: int, chosen: Tensor, share: Tensor, count: npt.NDArray[np.int64], work: ClientWork) -> None:
+        """One local step of the first `active` lanes."""
+        batch = {name: value[chosen] for name, value in self._examples.items()}
+        views = [value[:active] for value in self.params]
+        params = dict(zip((p.name for p in self._model.shape.parameters), views, strict=True))
+        local = None
+        num_rows = 0
+        if self.touched is not None and self._row_index is not None:
+            num_rows = int(self.touched.lane_offsets[active])
+            local = LocalRows(self.rows[:num_rows], self._row_index[chosen])
+        found = self._model.gradients(params, local, batch, share)
+        self._loss[:active] += found.loss.cpu().numpy()
+        self.steps[:active] += 1
+        with torch.no_grad():
+            lr = self._lane_rates(active, count, work)
+            self._descend(views, found.parameters, [value[:active] for value in self._start], lr, work, active)
+            if found.rows is not None:
+                self._descend_rows(found.rows, num_rows, active, lr, work)
+
+    def _lane_rates(self, active: int, count: npt.NDArray[np.int64], work: ClientWork) -> float | Tensor:
+        """One rate for all lanes where they agree, else float32 [M]."""
+        starts = self.block.start_version[:active]
+        rates = np.array([work.lr * work.schedule.factor(int(version)) for version in np.unique(starts)])
+        if not work.short_batch_scaling and (rates == rates[0]).all():
+            return float(rates[0])
+        _, where = np.unique(starts, return_inverse=True)
+        per_lane = rates[where] * (count / work.batch_size if work.short_batch_scaling else 1.0)
+        return torch.from_numpy(per_lane.astype(np.float32)).to(self._device)
+
+    def _descend(
+        self,
+        views: list[Tensor],
+        gradients: list[Tensor],
+        starts: list[Tensor],
+        lr: float | Tensor,
+        work: ClientWork,
+        active: int,
+    ) -> None:
+        if work.weight_decay:
+            gradients = [g.add(w, alpha=work.weight_decay) for g, w in zip(gradients, views, strict=True)]
+        if work.proximal_mu:
+            pairs = zip(gradients, views, starts, strict=True)
+            gradients = [g + work.proximal_mu * (w - s) for g, w, s in pairs]
+        if work.momentum:
+            if self._velocity is None:
+                self._velocity = [torch.zeros_like(value) for value in self.params]
+            moving = [value[:active] for value in self._velocity]
+            for velocity, gradient in zip(moving, gradients, strict=True):
+                velocity.mul_(work.momentum).add_(gradient)
+            gradients = moving
+        for view, gradient in zip(views, gradients, strict=True):
+            if isinstance(lr, float):
+                view.add_(gradient, alpha=-lr)
+            else:
+                view.sub_(gradient * lr.view(-1, *([1] * (view.ndim - 1))))
+
+    def _descend_rows(self, gradient: Tensor, num_rows: int, active: int, lr: float | Tensor, work: ClientWork) -> None:
+        """The same for embedding rows: a lane's rows move with its own rate."""
+        view = self.rows[:num_rows]
+        if work.weight_decay:
+            gradient = gradient.add(view, alpha=work.weight_decay)
+        if work.proximal_mu:
+            gradient = gradient + work.proximal_mu * (view - self._rows_start[:num_rows])
+        if work.momentum:
+            if self._rows_velocity is None:
+                self._rows_velocity = torch.zeros_like(self.rows)
+            velocity = self._rows_velocity[:num_rows]
+            gradient = velocity.mul_(work.momentum).add_(gradient)
+        if isinstance(lr, float):
+            view.add_(gradient, alpha=-lr)
+            return
+        if self.touched is None:
+            raise AssertionError("row gradients without rows")
+        per_lane = torch.from_numpy(np.diff(self.touched.lane_offsets[: active + 1])).to(self._device)
+        view.sub_(gradient * torch.repeat_interleave(lr, per_lane).unsqueeze(1))
+
+    def deltas(self) -> tuple[Tensor, TouchedRows | None]:
+        """(start − local [L, P], rows with start replaced by start − local)."""
+        with torch.no_grad():
+            flat = torch.cat([(s - w).flatten(1) for s, w in zip(self._start, self.params, strict=True)], 1)
+            if self.touched is None:
+                return flat, None
+            change = (self._rows_start - self.rows).cpu().numpy()
+        return flat, TouchedRows(self.touched.rows, self.touched.lane_offsets, self.touched.index, change)
+
+    def mean_loss(self) -> npt.NDArray[np.float64]:
+        """Mean training loss of each lane over its local steps."""
+        return self._loss / np.maximum(self.steps, 1)

@@ -1,0 +1,80 @@
+"""Embedding rows that a block's clients touch: the table itself is never copied per client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll.messages import ModelVersion
+from atoll.models import TableShape
+
+__all__ = ["TouchedRows", "touched_rows"]
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TouchedRows:
+    """Rows of one table, lane after lane.
+
+    Attributes:
+        rows: int64 [R], table row of each local row; ascending within a lane.
+        lane_offsets: int64 [L + 1], local rows of lane l are lane_offsets[l] … lane_offsets[l + 1] − 1.
+        index: int64 [L, N, G], local row of each example's codes; padding examples point at row 0.
+        start: float32 [R, dim], values in each lane's start version.
+    """
+
+    rows: I64
+    lane_offsets: I64
+    index: I64
+    start: npt.NDArray[np.float32]
+
+
+def touched_rows(
+    table: TableShape,
+    position: int,
+    codes: I64,
+    num_examples: I64,
+    start_version: npt.NDArray[np.int32],
+    versions: Mapping[int, ModelVersion],
+) -> TouchedRows:
+    """Which rows of `table` the lanes' clients touch, and where.
+
+    Cost depends on the clients' examples, never on the table's size.
+
+    Args:
+        table: shape of the table.
+        position: its place in `ModelVersion.tables`.
+        codes: int64 [L, N, G], category codes of every example, padding included.
+        num_examples: int64 [L].
+        start_version: int32 [L].
+        versions: holds every start version.
+    """
+    lanes, width, _ = codes.shape
+    keys = codes + np.asarray(table.offsets) + (np.arange(lanes) * table.rows)[:, None, None]
+    is_real = np.arange(width) < num_examples[:, None]
+    found, inverse = _unique(keys[is_real].reshape(-1), lanes * table.rows)
+    index = np.zeros(codes.shape, dtype=np.int64)
+    index[is_real] = inverse.reshape(-1, codes.shape[2])
+    lane, rows = np.divmod(found, table.rows)
+    lane_offsets = np.searchsorted(lane, np.arange(lanes + 1))
+    start = np.empty((rows.size, table.dim), dtype=np.float32)
+    row_version = start_version[lane]
+    for version in np.unique(start_version).tolist():
+        here = row_version == version
+        start[here] = versions[version].tables[position][rows[here]]
+    return TouchedRows(rows, lane_offsets.astype(np.int64), index, start)
+
+
+def _unique(keys: I64, bound: int) -> tuple[I64, I64]:
+    """np.unique with inverse; marks instead of sorting where the keys are dense enough."""
+    if bound > 8 * keys.size:
+        found, inverse = np.unique(keys, return_inverse=True)
+        return found, inverse.astype(np.int64)
+    seen = np.zeros(bound, dtype=np.bool_)
+    seen[keys] = True
+    rank = np.cumsum(seen) - 1
+    return np.flatnonzero(seen), rank[keys]

@@ -1,0 +1,106 @@
+"""From client deltas to exact partial sums: bound, weigh, sum in float64, round once to the grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from atoll.learner.rows import TouchedRows
+from atoll.messages import Block, PartialSum, RowSum
+from atoll.plan import METRIC_EXPONENT, Grid
+
+__all__ = ["partial_sums"]
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+_METRIC_SCALE = 2.0**METRIC_EXPONENT
+#: A mean loss beyond this counts as diverged: it could not be summed exactly on the metric grid.
+_LOSS_BOUND = 1e6
+#: Parameters summed at a time, to bound the float64 copy.
+_CHUNK = 1 << 16
+
+
+def partial_sums(
+    block: Block,
+    deltas_LP: Tensor,
+    rows: TouchedRows | None,
+    mean_loss: F64,
+    local_steps: I64,
+    grid: Grid,
+    epochs: int,
+) -> tuple[PartialSum, ...]:
+    """Exact sums of a block, one per server step it contributes to.
+
+    A lane whose delta or loss is NaN or infinite, or whose delta's L2 norm (table rows included) is over the grid's
+    bound, becomes zero before the sum, is counted, and its example weight goes to `lost_weight` (design.md 9.2).
+    Dense coordinates: Σ weight · delta in float64, rounded once. Table rows: rounded per lane, summed as integers.
+
+    Args:
+        block: the lanes.
+        deltas_LP: float32 [L, P], start − local.
+        rows: touched rows whose `start` holds their deltas, or None.
+        mean_loss: float64 [L].
+        local_steps: int64 [L].
+        grid: the plan's grid.
+        epochs: passes, for the count of examples.
+    """
+    norm_sq = np.asarray(torch.linalg.vector_norm(deltas_LP, dim=1, dtype=torch.float64).cpu().numpy() ** 2)
+    if rows is not None:
+        per_row = np.square(rows.start, dtype=np.float64).sum(axis=1)
+        norm_sq = norm_sq + _lane_totals(per_row, rows.lane_offsets)
+    norm = np.sqrt(norm_sq)
+    is_healthy = np.isfinite(norm) & (norm <= grid.delta_bound) & np.isfinite(mean_loss)
+    is_healthy &= np.abs(mean_loss) <= _LOSS_BOUND
+    if not is_healthy.all():
+        keep = torch.from_numpy(is_healthy).to(deltas_LP.device)
+        deltas_LP = torch.where(keep.unsqueeze(1), deltas_LP, torch.zeros_like(deltas_LP))
+        norm = np.where(is_healthy, norm, 0.0)
+        mean_loss = np.where(is_healthy, mean_loss, 0.0)
+    steps = np.unique(block.step)
+    members = block.step[None, :] == steps[:, None]
+    dense = _dense_sums(deltas_LP, members * block.weight, grid)
+    values = np.stack(
+        [mean_loss, norm, norm * norm, is_healthy * (epochs * block.num_examples), is_healthy * local_steps]
+    )
+    metrics = np.rint(values * _METRIC_SCALE).astype(np.int64)
+    lost = np.rint(block.example_weight * ~is_healthy * _METRIC_SCALE).astype(np.int64)
+    return tuple(
+        PartialSum(
+            step=int(step),
+            num_lanes=int(members[index].sum()),
+            num_diverged=int((~is_healthy & members[index]).sum()),
+            lost_weight=int(lost[members[index]].sum()),
+            dense=dense[index],
+            tables=() if rows is None else (_row_sum(rows, members[index] & is_healthy, block.weight, grid),),
+            metrics=metrics[:, members[index]].sum(axis=1),
+        )
+        for index, step in enumerate(steps)
+    )
+
+
+def _dense_sums(deltas_LP: Tensor, weights: F64, grid: Grid) -> I64:
+    """int64 [steps, P]: weights [steps, L] times deltas, in float64, rounded once."""
+    weights_SL = torch.from_numpy(weights * grid.scale).to(deltas_LP.device)
+    out = np.empty((weights.shape[0], deltas_LP.shape[1]), dtype=np.int64)
+    for begin in range(0, deltas_LP.shape[1], _CHUNK):
+        part = deltas_LP[:, begin : begin + _CHUNK].double()
+        out[:, begin : begin + _CHUNK] = (weights_SL @ part).round_().to(torch.int64).cpu().numpy()
+    return out
+
+
+def _row_sum(rows: TouchedRows, is_member: npt.NDArray[np.bool_], weight: F64, grid: Grid) -> RowSum:
+    lane = np.repeat(np.arange(len(is_member)), np.diff(rows.lane_offsets))
+    chosen = is_member[lane]
+    units = np.rint(rows.start[chosen] * (weight[lane[chosen]] * grid.scale)[:, None]).astype(np.int64)
+    found, where = np.unique(rows.rows[chosen], return_inverse=True)
+    order = np.argsort(where, kind="stable")
+    begins = np.searchsorted(where[order], np.arange(found.size))
+    values = np.add.reduceat(units[order], begins, axis=0) if found.size else units[:0]
+    return RowSum(found, values)
+
+
+def _lane_totals(per_row: F64, lane_offsets: I64) -> F64:
+    running = np.concatenate(([0.0], np.cumsum(per_row)))
+    return np.asarray(running[lane_offsets[1:]] - running[lane_offsets[:-1]], dtype=np.float64)

@@ -1,0 +1,75 @@
+"""Character LSTM: the next character from those before it (the LEAF Shakespeare task)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from atoll.models.lanes import Gradients, LocalRows, Params, autograd_gradients
+from atoll.models.shapes import CharLstm, ModelInputs, shape_of
+
+__all__ = ["CharLstmLanes"]
+
+
+class CharLstmLanes:
+    """Lane form of `CharLstm`: one batched product per time step for all lanes; gates in torch.nn.LSTM's order."""
+
+    def __init__(self, settings: CharLstm, inputs: ModelInputs) -> None:
+        self.shape = shape_of(settings, inputs)
+        self._settings, self._inputs = settings, inputs
+
+    def logits(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:
+        """[L, B, num_outputs] from tokens [L, B, T]."""
+        del rows
+        tokens = batch["x"]
+        table = params["embedding.weight"]
+        lanes, batch_size, length = tokens.shape
+        # One flat table for all lanes: lane l's codes are shifted by l · vocabulary.
+        shift = torch.arange(lanes, device=tokens.device).view(-1, 1, 1) * table.shape[1]
+        x = torch.nn.functional.embedding(tokens + shift, table.flatten(0, 1))
+        for layer in range(self._settings.layers):
+            x = self._layer(params, layer, x, lanes, batch_size, length)
+        last = x[:, :, -1]
+        return torch.baddbmm(params["output.bias"].unsqueeze(1), last, params["output.weight"].transpose(1, 2))
+
+    def _layer(self, params: Params, layer: int, x: Tensor, lanes: int, batch_size: int, length: int) -> Tensor:
+        bias = (params[f"lstm.bias_ih_l{layer}"] + params[f"lstm.bias_hh_l{layer}"]).unsqueeze(1)
+        from_input = torch.baddbmm(bias, x.flatten(1, 2), params[f"lstm.weight_ih_l{layer}"].transpose(1, 2))
+        inputs = from_input.view(lanes, batch_size, length, -1).unbind(2)
+        recurrent = params[f"lstm.weight_hh_l{layer}"].transpose(1, 2)
+        hidden = x.new_zeros(lanes, batch_size, self._settings.hidden)
+        cell = hidden
+        outputs = []
+        for step in inputs:
+            gate_in, gate_forget, candidate, gate_out = torch.baddbmm(step, hidden, recurrent).chunk(4, 2)
+            cell = gate_forget.sigmoid() * cell + gate_in.sigmoid() * candidate.tanh()
+            hidden = gate_out.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        return torch.stack(outputs, 2)
+
+    def gradients(
+        self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor], share: Tensor
+    ) -> Gradients:
+        """By autograd."""
+        return autograd_gradients(self, params, rows, batch, share)
+
+    def module(self) -> torch.nn.Module:
+        """An ordinary module."""
+        return CharLstmModule(self._settings, self._inputs)
+
+
+class CharLstmModule(torch.nn.Module):
+    """The network for one client at a time, on torch.nn.LSTM."""
+
+    def __init__(self, settings: CharLstm, inputs: ModelInputs) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(inputs.vocabulary, settings.embedding)
+        self.lstm = torch.nn.LSTM(settings.embedding, settings.hidden, settings.layers, batch_first=True)
+        self.output = torch.nn.Linear(settings.hidden, inputs.num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, num_outputs] from tokens [B, T]."""
+        found, _ = self.lstm(self.embedding(x))
+        return self.output(found[:, -1])

@@ -1,0 +1,88 @@
+"""Models with a lane dimension: L clients' weights side by side, one forward and one backward for all of them.
+
+Shape legend: L lanes, B local batch, G categorical columns, R table rows that the lanes' clients touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from atoll.models.shapes import ModelShape
+
+__all__ = ["Gradients", "LaneModel", "LocalRows", "Params", "autograd_gradients", "example_losses"]
+
+#: name → [L, *shape]
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRows:
+    """Embedding rows of a block's clients: `values` [R, dim] in lane order, `index` [L, B, G] into them."""
+
+    values: Tensor
+    index: Tensor
+
+    def lookup(self) -> Tensor:
+        """[L, B, G, dim]."""
+        return torch.nn.functional.embedding(self.index, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Result of one local step: loss [L], one gradient per parameter in the shape's order, rows [R, dim] or None."""
+
+    loss: Tensor
+    parameters: list[Tensor]
+    rows: Tensor | None
+
+
+class LaneModel(Protocol):
+    """A model whose weights carry a leading lane dimension. Lanes never mix: row l of a result depends on lane l."""
+
+    shape: ModelShape
+
+    def logits(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:
+        """[L, B, num_outputs] from batch["x"] [L, B, …]; differentiable."""
+        ...
+
+    def gradients(
+        self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor], share: Tensor
+    ) -> Gradients:
+        """Loss Σ_b share · loss per lane and its gradients; share [L, B] is 1/n on a lane's n real examples, else 0."""
+        ...
+
+    def module(self) -> torch.nn.Module:
+        """The same model as an ordinary module without lanes; its parameter names are the shape's."""
+        ...
+
+
+def example_losses(logits: Tensor, labels: Tensor, task: str) -> Tensor:
+    """Cross-entropy per example, [L, B]: from one logit for a binary task, else over the last dimension."""
+    if task == "binary":
+        score = logits[..., 0]
+        return torch.nn.functional.binary_cross_entropy_with_logits(score, labels.to(score.dtype), reduction="none")
+    flat = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return flat.view(labels.shape)
+
+
+def autograd_gradients(
+    model: LaneModel, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor], share: Tensor
+) -> Gradients:
+    """One backward pass for all lanes: since lanes are independent, the gradient of Σ loss is every lane's own."""
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    sources = list(leaves.values())
+    local = None
+    if rows is not None:
+        local = LocalRows(rows.values.detach().requires_grad_(), rows.index)
+        sources.append(local.values)
+    with torch.enable_grad():
+        losses = example_losses(model.logits(leaves, local, batch), batch["y"], model.shape.task)
+        loss = (losses * share).sum(1)
+        found = list(torch.autograd.grad(loss.sum(), sources))
+    row_gradients = found.pop() if rows is not None else None
+    return Gradients(loss.detach(), found, row_gradients)
