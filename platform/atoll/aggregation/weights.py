@@ -124,8 +124,8 @@ class LogExamples:
 class Weighting:
     """What a task counts: scale · s(τ) · e(n) in the sum, e(n) in the divisor.
 
-    With scale 1 the mean is Σ s(τ) e(n) delta / Σ e(n): under equal weights FedBuff's Σ s(τ) delta / K, and a stale cohort takes
-    a smaller step (never re-normalised by Σ s). Callable, so that the plan can use it without knowing this room.
+    With scale 1 the mean is Σ s(τ) e(n) delta / Σ e(n): under equal weights FedBuff's Σ s(τ) delta / K, and a stale
+    cohort takes a smaller step (never re-normalised by Σ s). Callable, so that the plan needs not know this room.
     """
 
     staleness: StalenessWeight

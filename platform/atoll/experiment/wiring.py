@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 _US = 1_000_000
-_DEFAULT_SYNTHETIC_CLIENTS = 1000
 
 
 def source_of(spec: sp.Spec) -> da.DataSource:
@@ -47,7 +46,7 @@ def source_of(spec: sp.Spec) -> da.DataSource:
         case sp.ArraysData():
             return da.ArraysSource(data.path, _partition_of(data.partition), data.clients, spec.seed)
         case sp.SyntheticData():
-            size = _DEFAULT_SYNTHETIC_CLIENTS if spec.population.size == "data" else spec.population.size
+            size = int(spec.population.size)  # the spec refuses `data` here
             examples: da.ConstantExamples | da.LogNormalExamples
             if isinstance(data.examples, sp.ConstantExamples):
                 examples = da.ConstantExamples(data.examples.count)

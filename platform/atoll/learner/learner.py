@@ -32,8 +32,8 @@ class Learner:
     """Trains blocks.
 
     Guarantees: the result is a function of the block, its start versions and the constructor's arguments; blocks
-    trained before, by whom and where, cannot reach it. Bits are equal per software build and device class with one thread.
-    Lanes are sorted longest first; local step j computes the lanes that still have a batch and no others, so ragged
+    trained before, by whom and where, cannot reach it. Bits are equal per software build and device class, with one
+    thread. Lanes are sorted longest first; local step j computes the lanes that still have a batch and no others, so ragged
     clients cost what they hold. A block is not padded to W: its membership is in the plan.
 
     Args:

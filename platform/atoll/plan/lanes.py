@@ -1,4 +1,4 @@
-"""Lane width: a pure function of the model's size, the device class and a profile table, never of a measurement here."""
+"""Lane width: a pure function of the model's size, the device class and a profile table; nothing is measured here."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _CALL_TARGET_S = 0.3
 #: Windows planned beyond the open one, so that blocks on old versions fill the pools while a step closes.
 _WINDOWS_AHEAD = 2
 #: A call that loses its pool this often ends the run: the work itself kills workers.
-_MAX_LOSSES_PER_CALL = 3
+_MAX_LOSSES_PER_CALL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class Coordinator:
 
     def _advance(self, out: list[Instruction]) -> list[Instruction]:
         """Finishes, or plans further and gives work to whoever has room."""
-        if self.version >= self._stop_at and self._stop_at in self._evaluated:
+        if self._is_over():
             out.append(Checkpoint(self._stop_at))
             out.append(self._finish())
             return out
@@ -219,6 +219,14 @@ class Coordinator:
         self._forget(out)
         self._dispatch(out)
         return out
+
+    def _is_over(self) -> bool:
+        """Whether the last version is there and every evaluation up to it has come back."""
+        if self.version < self._stop_at or self._stop_at not in self._evaluated:
+            return False
+        asked = [version for version, _ in self._to_evaluate]
+        asked += [call.version for call in self._calls.values() if call.version is not None]
+        return all(version > self._stop_at for version in asked)
 
     def _plan_ahead(self, out: list[Instruction]) -> None:
         length = self._planner.settings.lookahead_steps
