@@ -1,112 +1,63 @@
-"""Model versions as safetensors files: names, shapes and order travel with the weights."""
+"""Weights as safetensors files: names and shapes of the ordinary torch module, readable by anything."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from atoll.errors import Problem, SpecError
 from atoll.messages import ModelVersion
 from atoll.models.shapes import ModelShape
 
-__all__ = ["load_initial", "load_version", "save_version"]
-
-_FORMAT = "atoll-1"
-Array = npt.NDArray[Any]
+__all__ = ["load_version", "save_version"]
 
 
-def save_version(path: str | Path, version: ModelVersion, shape: ModelShape) -> None:
-    """Writes `version` to `path`: tensors named as in a state dict, float32; order and version in the metadata.
+def save_version(path: Path, model: ModelVersion, shape: ModelShape) -> None:
+    """Writes a version; its number is in the file's metadata. Purity: writes a file."""
+    from safetensors.numpy import save_file
 
-    The file's tensors load into the module of `LaneModel.module` with any safetensors reader. Performs I/O.
-    """
-    tensors: dict[str, Array] = {
-        parameter.name: np.ascontiguousarray(version.dense[part]).reshape(parameter.shape)
-        for parameter, part in shape.slices()
-    }
-    for table, rows in zip(shape.tables, version.tables, strict=True):
-        tensors[table.name] = np.ascontiguousarray(rows)
-    metadata = {
-        "format": _FORMAT,
-        "version": str(version.version),
-        "dense": json.dumps([parameter.name for parameter in shape.parameters]),
-        "tables": json.dumps([table.name for table in shape.tables]),
-    }
-    save_file(tensors, str(path), metadata=metadata)
+    arrays, begin = {}, 0
+    for parameter in shape.parameters:
+        arrays[parameter.name] = np.ascontiguousarray(model.dense[begin : begin + parameter.size]).reshape(
+            parameter.shape
+        )
+        begin += parameter.size
+    arrays |= {t.name: np.ascontiguousarray(w) for t, w in zip(shape.tables, model.tables, strict=True)}
+    save_file(arrays, path, metadata={"version": str(model.version)})
 
 
-def load_version(path: str | Path) -> ModelVersion:
-    """The version that `save_version` wrote, bit for bit. Performs I/O.
+def load_version(path: str | Path, shape: ModelShape) -> ModelVersion:
+    """Reads weights of `shape` as a version of the number in the file.
 
     Raises:
-        SpecError: the file is missing, unreadable, or was not written by `save_version`.
+        SpecError: no such file, not safetensors, or names, shapes or dtypes differ; all problems at once.
+
+    Purity: reads a file.
     """
-    tensors, metadata = _read(path, "model file")
-    if metadata.get("format") != _FORMAT:
-        problem = Problem(
-            str(path), f"format {metadata.get('format')!r}", f"a file written by atoll ({_FORMAT})",
-            "the order of parameters is in its metadata", "pass other files as model.init_from",
-        )  # fmt: skip
-        raise SpecError([problem])
-    dense = [tensors[name].reshape(-1) for name in json.loads(metadata["dense"])]
-    flat = np.concatenate(dense) if dense else np.zeros(0, dtype=np.float32)
-    return ModelVersion(int(metadata["version"]), flat, tuple(tensors[name] for name in json.loads(metadata["tables"])))
+    from safetensors import SafetensorError, safe_open
 
-
-def load_initial(path: str | Path, shape: ModelShape, place: str = "model.init_from") -> ModelVersion:
-    """Version 0 with the weights of any safetensors file whose names and shapes are those of `shape`.
-
-    Other float types are converted to float32. Performs I/O.
-
-    Args:
-        path: the file.
-        shape: what the model needs.
-        place: where the path comes from, for messages.
-
-    Raises:
-        SpecError: every missing, unknown, misshaped or non-finite tensor, in one error.
-    """
-    tensors, _ = _read(path, place)
-    wanted: dict[str, tuple[int, ...]] = {parameter.name: parameter.shape for parameter in shape.parameters}
-    wanted |= {table.name: (table.rows, table.dim) for table in shape.tables}
-    problems = [
-        Problem(place, f"no tensor {name!r}", f"{name!r} of shape {list(need)}", f"in {path}", _known(tensors))
-        for name, need in wanted.items()
-        if name not in tensors
-    ]
-    for name, array in tensors.items():
-        if name not in wanted:
-            hint = f"names: {', '.join(wanted)}"
-            problems.append(Problem(place, f"unknown tensor {name!r}", "names of this model alone", f"in {path}", hint))
-        elif array.shape != wanted[name]:
-            found, need = f"{name!r} of shape {list(array.shape)}", f"shape {list(wanted[name])}"
-            problems.append(Problem(place, found, need, f"in {path}", "it belongs to another model or other data"))
-        elif not np.isfinite(array).all():
-            problems.append(Problem(place, f"{name!r} with NaN or infinity", "finite weights", f"in {path}"))
+    place, problems = "model.init_from", []
+    file = Path(path)
+    if not file.is_file():
+        raise SpecError([Problem(place, repr(str(path)), "a file that exists", hint="check the path")])
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            version = int((opened.metadata() or {}).get("version", 0))
+    except (SafetensorError, ValueError) as error:
+        raise SpecError([Problem(place, repr(str(path)), "a safetensors file", str(error))]) from error
+    wanted = {p.name: p.shape for p in shape.parameters} | {t.name: (t.rows, t.dim) for t in shape.tables}
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            problems.append(Problem(place, f"no tensor {name!r}", f"{name} of shape {wanted[name]}"))
+        elif name not in wanted:
+            problems.append(Problem(place, f"tensor {name!r}", f"only {', '.join(sorted(wanted))}"))
+        elif found[name].shape != wanted[name]:
+            problems.append(Problem(place, f"{name} of shape {found[name].shape}", f"shape {wanted[name]}"))
+        elif not np.isfinite(found[name]).all():
+            problems.append(Problem(place, f"{name} with NaN or infinity", "finite weights"))
     if problems:
         raise SpecError(problems)
-    dense = [tensors[parameter.name].astype(np.float32).reshape(-1) for parameter in shape.parameters]
-    flat = np.concatenate(dense) if dense else np.zeros(0, dtype=np.float32)
-    return ModelVersion(0, flat, tuple(tensors[table.name].astype(np.float32) for table in shape.tables))
-
-
-def _known(tensors: dict[str, Array]) -> str:
-    names = sorted(tensors)
-    return f"the file has: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-
-
-def _read(path: str | Path, place: str) -> tuple[dict[str, Array], dict[str, str]]:
-    if not Path(path).is_file():
-        raise SpecError([Problem(place, str(path), "a file that exists", hint="paths are relative to the folder of the run's start")])
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
-        problem = Problem(place, str(path), "a safetensors file of float tensors", str(error))
-        raise SpecError([problem]) from error
+    dense = np.concatenate([found[p.name].reshape(-1) for p in shape.parameters]).astype(np.float32)
+    return ModelVersion(version, dense, tuple(found[t.name].astype(np.float32) for t in shape.tables))
