@@ -142,7 +142,7 @@ def _with_replacements(first: _Tasks, source: _Try, wanted: int, deadline: int) 
             break
         row = source.take_one(now)
         if row is None:
-            break
+            continue  # nobody left, or none of those asked ever comes back
         extra.append(row)
         if row[4] != _USED:
             heapq.heappush(failures, (row[3], row[0]))
@@ -162,10 +162,10 @@ def _with_replacements(first: _Tasks, source: _Try, wanted: int, deadline: int) 
 class RoundLoop:
     """Iterates over the rounds of a synchronous timeline, one batch each, without end.
 
-    A round closes at the `cohort`-th arrival in the order (finish_us, position), or at its deadline, counted from
-    the round's first start (arrivals at that very instant count), or when nobody is left running or to replace. What still runs is aborted at the close. A round
-    without any arrival is tried again at its close, on the same version, with the positions going on and a fresh
-    permutation; its rows belong to the step that closes at last.
+    A round closes at the `cohort`-th arrival in the order (finish_us, position), or at its deadline, counted from the
+    round's first start (arrivals at that very instant count), or when nobody is left running or to replace. What still
+    runs is aborted at the close. A round without any arrival is tried again at its close, on the same version, with the
+    positions going on and a fresh permutation; its rows belong to the step that closes at last.
 
     Unavailable members are skipped; where fewer than wanted of 64 per place are there, the places wait for the first of
     them to check in.

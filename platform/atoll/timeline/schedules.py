@@ -65,8 +65,8 @@ class SyncSchedule:
     Attributes:
         cohort: arrivals wanted, ≥ 1.
         over_selection: extra share of tasks, ≥ 0.
-        deadline_us: closes a round this long after its first start with what has arrived; None for no deadline. A round in
-            which nothing has arrived by then is tried again with the next positions, on the same version.
+        deadline_us: closes a round this long after its first start with what has arrived; None for no deadline. A round
+            in which nothing has arrived by then is tried again with the next positions, on the same version.
         sampling: whether one client may be chosen twice in a round.
 
     Errors: SpecError, all problems at once.
