@@ -160,6 +160,19 @@ def test_any_partition_into_advances_gives_the_same_rows(population, schedule, c
 
 
 @settings(max_examples=20, deadline=None)
+@given(populations(), schedules, st.integers(0, 9))
+def test_a_version_that_is_no_longer_live_is_never_asked_for_again(population, schedule, steps):
+    timeline = Timeline(population, schedule, 3)
+    timeline.advance(steps)
+    live = timeline.live_versions().tolist()
+    # enough steps that nearly everything in flight has ended
+    later = set(timeline.advance(15).rows["start_version"].tolist())
+    assert {version for version in later if version < steps} <= set(live)
+    assert live == sorted(set(live))
+    assert max(live, default=0) <= steps
+
+
+@settings(max_examples=20, deadline=None)
 @given(populations(), plain_asyncs, st.integers(0, 9))
 def test_window_engine_and_event_loop_agree(population, schedule, seed):
     window, heap = (Timeline(population, schedule, seed, 2, engine) for engine in ("window", "heap"))
