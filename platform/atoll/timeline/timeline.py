@@ -139,6 +139,8 @@ class Timeline:
         """
         if isinstance(self._source, RoundLoop):
             return np.empty(0, dtype=np.int32)
+        if not self._num_steps:
+            self._fetch(1)
         versions = np.concatenate((self._rows["start_version"], self._source.pending_versions()))
         return np.unique(versions[versions <= self._num_steps])
 
