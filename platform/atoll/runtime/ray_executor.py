@@ -97,9 +97,6 @@ class CoordinatorShell:
         self._parts, self._pools, self._tracker = parts, list(pools), tracker
         self._session = RaySession(len(pools), gpus_per_worker)
         self._coordinator = Coordinator(parts.make_planner(), parts.settings, len(pools))
-        self._outbox = parts.make_outbox()
-        self._recorder = Recorder(self._outbox, self._coordinator)
-        self._publishing = Publishing(self._outbox)
         self._aggregator = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(AggregatorShell).remote(
             parts.make_aggregator
         )
@@ -125,6 +122,10 @@ class CoordinatorShell:
 
     def run(self) -> tuple[RunResult | None, list[Any], Any]:
         """The whole run; returns (result or None where stopped, pools, tracker)."""
+        # Here, not in the constructor: the journal belongs to the thread that opens it, and this is `run`'s.
+        self._outbox = self._parts.make_outbox()
+        self._recorder = Recorder(self._outbox, self._coordinator)
+        self._publishing = Publishing(self._outbox)
         for pool in range(len(self._pools)):
             self._open_pool(pool)
         self._open_tracker()

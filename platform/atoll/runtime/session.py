@@ -7,10 +7,17 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+
+# Ray reads its authentication settings when it is first imported. An embedded Ray gets a token of its own, so that
+# nothing is written to the home directory and no other user of the machine can connect.
+if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import ray
 
@@ -60,9 +67,6 @@ class RaySession:
             self._owns_ray = True
             return
         self._temp_dir = tempfile.mkdtemp(prefix="atoll-")
-        if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(
             address="local",
