@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""How much faster lanes train clients than a plain loop, and whether a table's size costs anything.
+
+    OMP_NUM_THREADS=1 python scripts/bench_learner.py [--passes 7] [--json]
+
+One process, one thread. Every figure is a ratio of medians over passes that alternate between the two sides, so that a
+slow moment of the machine falls on both. Exit code 1 when a ratio misses its target. Takes half a minute.
+
+    lanes      64-64-10 MLP, 32 examples a client, batch 8, one epoch: W lanes against the loop; target 20 at the best W
+    ragged     the same, log-normal sizes (mean 32) against equal ones, per local step; target 0.8
+    sparse     20 examples a client, tables of 10³ against 10⁶ rows; target 0.8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from atoll import rng
+from atoll.learner import ClientWork, Learner, LoopClient
+from atoll.messages import Block, ModelVersion
+from atoll.models import Mlp, ModelInputs, build_model, init_version
+from atoll.plan import Grid
+
+GRID = Grid.for_plan(1000.0, 1024.0)
+WIDTHS = (32, 64, 128, 256, 512)
+MLP, DENSE_INPUTS = Mlp((64,)), ModelInputs("multiclass", 10, (64,))
+WORK = ClientWork(lr=0.05, batch_size=8)
+
+
+def columns(inputs: ModelInputs, rows: int = 1 << 16) -> Callable[..., dict[str, np.ndarray]]:
+    """A gather over columns in memory, as a file of clients would give it."""
+    draw = rng.generator(1, "bench")
+    x = draw.standard_normal((rows, *inputs.x_shape), dtype=np.float32)
+    y = draw.integers(0, 2 if inputs.task == "binary" else inputs.num_outputs, rows)
+    c = np.stack([draw.integers(0, size, rows) for size in inputs.category_sizes] or [y], axis=1)
+
+    def gather(clients: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
+        index = (clients[:, None] * 37 + positions) % rows
+        found = {"x": x[index], "y": y[index]}
+        return found | {"c": c[index]} if inputs.category_sizes else found
+
+    return gather
+
+
+def block_of(sizes: np.ndarray) -> Block:
+    lanes = len(sizes)
+    index = np.arange(lanes, dtype=np.int64)
+    zeros, ones = np.zeros(lanes, dtype=np.int32), np.ones(lanes)
+    return Block(0, index << 32, index, zeros, zeros, np.sort(sizes)[::-1].astype(np.int64), ones, ones)
+
+
+def medians(passes: int, *sides: Callable[[], object]) -> list[float]:
+    """Median seconds of each side; the sides take turns, after one warm-up each."""
+    found: list[list[float]] = [[] for _ in sides]
+    for number in range(passes + 1):
+        for times, side in zip(found, sides, strict=True):
+            begin = time.perf_counter()
+            side()
+            if number:
+                times.append(time.perf_counter() - begin)
+    return [float(np.median(times)) for times in found]
+
+
+def learner_of(settings: Mlp, inputs: ModelInputs) -> tuple[Learner, ModelVersion, Callable[..., dict]]:
+    gather = columns(inputs)
+    learner = Learner(model=build_model(settings, inputs), gather=gather, work=WORK, grid=GRID, seed=1)
+    return learner, init_version(settings, inputs, 1), gather
+
+
+def lanes_against_loop(passes: int) -> dict[str, float]:
+    learner, version, gather = learner_of(MLP, DENSE_INPUTS)
+    loop = LoopClient(model=build_model(MLP, DENSE_INPUTS), gather=gather, work=WORK, seed=1)
+    found = {}
+    for lanes in WIDTHS:
+        block, repeats = block_of(np.full(lanes, 32)), max(1, 256 // lanes)
+
+        def by_lanes(block: Block = block, repeats: int = repeats) -> None:
+            for _ in range(repeats):
+                learner.train(block, {0: version})
+
+        def by_loop() -> None:
+            for task in range(64):
+                loop.train(task, task, 32, version)
+
+        lanes_s, loop_s = medians(passes, by_lanes, by_loop)
+        found[f"lanes_{lanes}_per_s"] = lanes * repeats / lanes_s
+        found[f"loop_per_s_beside_{lanes}"] = 64 / loop_s
+        found[f"lanes_{lanes}_over_loop"] = found[f"lanes_{lanes}_per_s"] / found[f"loop_per_s_beside_{lanes}"]
+    return found
+
+
+def ragged_against_equal(passes: int) -> dict[str, float]:
+    """One server step's worth of clients, cut into blocks of 64 as the plan does: longest first."""
+    learner, version, _ = learner_of(MLP, DENSE_INPUTS)
+    drawn = np.exp(rng.generator(2, "sizes").standard_normal(1024))
+    sizes = np.sort(np.clip(np.rint(drawn * 32 / drawn.mean()), 1, None).astype(np.int64))[::-1]
+    ragged = [block_of(sizes[begin : begin + 64]) for begin in range(0, 1024, 64)]
+    equal = [block_of(np.full(64, 32))] * 16
+    steps = [sum(int((-(-b.num_examples // 8)).sum()) for b in blocks) for blocks in (ragged, equal)]
+
+    def run(blocks: list[Block]) -> Callable[[], None]:
+        return lambda: [learner.train(block, {0: version}) for block in blocks] and None
+
+    ragged_s, equal_s = medians(passes, run(ragged), run(equal))
+    return {"ragged_over_equal": (steps[0] / ragged_s) / (steps[1] / equal_s), "ragged_clients_per_s": 1024 / ragged_s}
+
+
+def small_against_large_tables(passes: int) -> dict[str, float]:
+    sides, block = [], block_of(np.full(64, 20))
+    for rows in (10**3, 10**6):
+        learner, version, _ = learner_of(Mlp((32,), 8), ModelInputs("binary", 1, (8,), (rows, 50)))
+        sides.append(lambda learner=learner, version=version: [learner.train(block, {0: version}) for _ in range(4)])
+    small_s, large_s = medians(passes, *sides)
+    return {
+        "table_1e3_clients_per_s": 256 / small_s,
+        "table_1e6_clients_per_s": 256 / large_s,
+        "table_1e6_over_1e3": small_s / large_s,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passes", type=int, default=7, help="timed passes per side; medians are reported")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = lanes_against_loop(arguments.passes)
+    found |= ragged_against_equal(arguments.passes) | small_against_large_tables(arguments.passes)
+    best = max(found[f"lanes_{lanes}_over_loop"] for lanes in WIDTHS)
+    goals = [
+        ("lanes over loop, best W", best, 20.0),
+        ("ragged over equal", found["ragged_over_equal"], 0.8),
+        ("table 10⁶ over 10³", found["table_1e6_over_1e3"], 0.8),
+    ]
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:28} {value:12,.2f}")
+        for name, value, goal in goals:
+            print(f"{name:28} {value:12.2f}  target {goal}  {'met' if value >= goal else 'MISSED'}")
+    return int(any(value < goal for _, value, goal in goals))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
