@@ -99,11 +99,15 @@ class PartialSum:
 
 @dataclass(frozen=True, slots=True)
 class BlockResult:
-    """All partial sums of one block. `busy_s` is wall time and never influences a result."""
+    """All partial sums of one block, or of several merged by the worker that trained them.
 
-    block_id: int
+    Attributes:
+        block_ids: the blocks that are summed here: the idempotency key.
+        partials: one per server step, steps ascending.
+    """
+
+    block_ids: tuple[int, ...]
     partials: tuple[PartialSum, ...]
-    busy_s: float = 0.0
 
 
 def model_digest(model: ModelVersion) -> str:

@@ -37,7 +37,7 @@ class ToyLearner:
                     metrics=np.full(len(METRICS), int(lanes.sum()) << 24, dtype=np.int64),
                 )  # fmt: skip
             )
-        return BlockResult(block.block_id, tuple(partials))
+        return BlockResult((block.block_id,), tuple(partials))
 
 
 class ToyEvaluation:

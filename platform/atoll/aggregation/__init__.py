@@ -1,7 +1,7 @@
 """Buffers, exact sums, staleness and example weights, server optimizers; no ray, no I/O."""
 
 from atoll.aggregation.aggregator import Aggregator, Rule, Step, metric_values
-from atoll.aggregation.exact import add_exact, merge_rows
+from atoll.aggregation.exact import add_exact, add_partials, merge_results, merge_rows
 from atoll.aggregation.optimizers import Adagrad, Adam, ServerOptimizer, ServerSgd, Yogi
 from atoll.aggregation.weights import (
     ConstantStaleness,
@@ -36,6 +36,8 @@ __all__ = [
     "Weighting",
     "Yogi",
     "add_exact",
+    "add_partials",
+    "merge_results",
     "merge_rows",
     "metric_values",
 ]

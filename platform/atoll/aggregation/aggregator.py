@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from atoll.aggregation.exact import add_exact, merge_rows
+from atoll.aggregation.exact import add_partials
 from atoll.aggregation.optimizers import ServerOptimizer, State
 from atoll.errors import AggregationError
 from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum
@@ -63,29 +62,37 @@ class Step:
 
 @dataclass(slots=True)
 class _Buffer:
-    """Exact sums of one server step that is not closed yet."""
+    """Exact sum of one server step that is not closed yet; `seen`: block → (blocks it came with, checksum)."""
 
-    dense: I64 | None = None
-    tables: list[list[RowSum]] = field(default_factory=list)
-    metrics: I64 | None = None
-    num_lanes: int = 0
-    num_diverged: int = 0
-    lost_weight: int = 0
-    seen: dict[int, int] = field(default_factory=dict)
+    total: PartialSum | None = None
+    seen: dict[int, tuple[tuple[int, ...], int]] = field(default_factory=dict)
 
-    def add(self, block_id: int, partial: PartialSum, checksum: int) -> None:
-        self.seen[block_id] = checksum
-        self.num_lanes += partial.num_lanes
-        self.num_diverged += partial.num_diverged
-        self.lost_weight += partial.lost_weight
-        if self.dense is None or self.metrics is None:
-            self.dense, self.metrics = partial.dense.copy(), partial.metrics.copy()
-            self.tables = [[table] for table in partial.tables]
-            return
-        add_exact(self.dense, partial.dense)
-        add_exact(self.metrics, partial.metrics)
-        for parts, table in zip(self.tables, partial.tables, strict=True):
-            parts.append(table)
+    @property
+    def num_lanes(self) -> int:
+        return 0 if self.total is None else self.total.num_lanes
+
+    def add(self, block_ids: tuple[int, ...], partial: PartialSum) -> None:
+        """Adds a partial sum, or drops one that is here already."""
+        mark = (block_ids, _checksum(partial))
+        known = [self.seen[block_id] for block_id in block_ids if block_id in self.seen]
+        if not known:
+            self.seen.update(dict.fromkeys(block_ids, mark))
+            if self.total is None:
+                # Arrays that came through an object store are read-only.
+                partial = replace(partial, dense=partial.dense.copy(), metrics=partial.metrics.copy())
+                self.total = partial
+            else:
+                self.total = add_partials(self.total, partial)
+        elif len(known) < len(block_ids):
+            raise AggregationError(
+                f"server step {partial.step}: blocks {block_ids} came together, but some of them are summed already. "
+                "They cannot be taken apart again: send them in the groups that they were sent in first."
+            )
+        elif known[0][0] == block_ids and known[0] != mark:
+            raise AggregationError(
+                f"blocks {block_ids}, server step {partial.step}: delivered twice with different bits. A worker is not "
+                "deterministic: check that all have the same software, device class and thread count."
+            )
 
 
 class Aggregator:
@@ -128,17 +135,7 @@ class Aggregator:
         """
         for partial in result.partials:
             if self.model.version <= partial.step < self._stop_steps:
-                buffer = self._buffers.setdefault(partial.step, _Buffer())
-                checksum = _checksum(partial)
-                seen = buffer.seen.get(result.block_id)
-                if seen is None:
-                    buffer.add(result.block_id, partial, checksum)
-                elif seen != checksum:
-                    raise AggregationError(
-                        f"block {result.block_id}, server step {partial.step}: delivered twice with different bits "
-                        f"(crc {seen:#x}, then {checksum:#x}). A worker is not deterministic: check that every worker "
-                        "has the same software, device class and thread count (`atoll run` pins them)."
-                    )
+                self._buffers.setdefault(partial.step, _Buffer()).add(result.block_ids, partial)
         return self.close_full()
 
     def close_full(self) -> list[Step]:
@@ -147,13 +144,13 @@ class Aggregator:
         while self.model.version < self._limit:
             plan = self._plans.get(self.model.version)
             buffer = self._buffers.get(self.model.version)
-            if plan is None or buffer is None or buffer.num_lanes < plan.num_lanes:
+            if plan is None or buffer is None or buffer.total is None or buffer.num_lanes < plan.num_lanes:
                 break
             if buffer.num_lanes > plan.num_lanes:
                 raise AggregationError(
                     f"server step {plan.step}: {buffer.num_lanes} lanes arrived; the plan has {plan.num_lanes}."
                 )
-            closed.append(self._close(plan, buffer))
+            closed.append(self._close(plan, buffer.total))
         return closed
 
     def forget(self, live_versions: Iterable[int]) -> None:
@@ -161,30 +158,26 @@ class Aggregator:
         live = {*live_versions, self.model.version}
         self._kept = {version: model for version, model in self._kept.items() if version in live}
 
-    def _close(self, plan: StepPlan, buffer: _Buffer) -> Step:
+    def _close(self, plan: StepPlan, total: PartialSum) -> Step:
         divisor = plan.divisor
         if self._rule.divergence_shrinks_divisor:
-            divisor -= buffer.lost_weight * 2.0**-METRIC_EXPONENT
+            divisor -= total.lost_weight * 2.0**-METRIC_EXPONENT
         if self._rule.normalizer == "sum":
             divisor = 1.0
         scale = 1.0 / (self._grid.scale * divisor) if divisor > 0 else 0.0
-        if buffer.dense is None or buffer.metrics is None:
-            raise AggregationError(f"server step {plan.step}: no sums arrived.")
         drift = self._mixing_drift(plan, divisor)
         arrays, norm_sq = [], 0.0
-        old_arrays = (self.model.dense, *self.model.tables)
-        merged = [merge_rows(parts, old.shape[1]) for parts, old in zip(buffer.tables, old_arrays[1:], strict=True)]
-        for index, old in enumerate(old_arrays):
+        for index, old in enumerate((self.model.dense, *self.model.tables)):
             extra = None if drift is None else drift[index]
-            row_sum = merged[index - 1] if index else None
-            new, square = self._apply(index, old, buffer.dense, row_sum, scale, extra, plan.step)
+            row_sum = total.tables[index - 1] if index else None
+            new, square = self._apply(index, old, total.dense, row_sum, scale, extra, plan.step)
             arrays.append(new)
             norm_sq += square
         self.model = ModelVersion(plan.step + 1, arrays[0], tuple(arrays[1:]))
         if self._rule.form == "mixing":
             self._kept[self.model.version] = self.model
         del self._buffers[plan.step], self._plans[plan.step]
-        return Step(plan, self.model, buffer.num_diverged, float(np.sqrt(norm_sq)), buffer.metrics)
+        return Step(plan, self.model, total.num_diverged, float(np.sqrt(norm_sq)), total.metrics)
 
     def _apply(
         self, index: int, old: F32, dense: I64, row_sum: RowSum | None, scale: float, extra: F32 | None, step: int
@@ -224,10 +217,11 @@ class Aggregator:
 
 
 def _checksum(partial: PartialSum) -> int:
-    crc = zlib.crc32(memoryview(partial.dense))
+    """A wrapping sum over everything: one pass, enough to notice a worker that is not deterministic."""
+    arrays = [partial.dense, partial.metrics]
     for table in partial.tables:
-        crc = zlib.crc32(memoryview(table.values).cast("B"), zlib.crc32(memoryview(table.rows), crc))
-    return zlib.crc32(memoryview(partial.metrics), crc)
+        arrays += [table.rows, table.values]
+    return hash(tuple(int(array.sum()) for array in arrays))
 
 
 def metric_values(step: Step, names: tuple[str, ...]) -> Mapping[str, float]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from atoll.errors import AggregationError
-from atoll.messages import RowSum
+from atoll.messages import BlockResult, PartialSum, RowSum
 
-__all__ = ["add_exact", "merge_rows"]
+__all__ = ["add_exact", "add_partials", "merge_results", "merge_rows"]
 
 I64 = npt.NDArray[np.int64]
+_INT64_MAX = 2**63 - 1
 
 
 def add_exact(total: I64, part: I64) -> I64:
-    """total + part, in place, or AggregationError where a coordinate would leave int64.
+    """Total + part, in place, or AggregationError where a coordinate would leave int64.
 
     Args:
         total: int64, changed in place and returned.
@@ -27,6 +30,8 @@ def add_exact(total: I64, part: I64) -> I64:
         >>> add_exact(np.array([1, 2]), np.array([3, 4]))
         array([4, 6])
     """
+    if _largest(total) + _largest(part) <= _INT64_MAX:
+        return np.add(total, part, out=total)
     before = total.copy()
     np.add(total, part, out=total)
     # Two's complement: the sum overflowed where both terms have the sign that the sum lacks.
@@ -40,22 +45,52 @@ def add_exact(total: I64, part: I64) -> I64:
     return total
 
 
-def merge_rows(parts: list[RowSum], width: int) -> RowSum:
-    """The exact sum of several RowSums of one table; rows ascend, unique; independent of the order of `parts`.
+def _largest(values: I64) -> int:
+    """Largest absolute value, as a Python integer (−2⁶³ has no int64 counterpart)."""
+    return max(int(values.max()), -int(values.min())) if values.size else 0
 
-    Args:
-        parts: any number, also none.
-        width: columns of the table.
+
+def add_partials(total: PartialSum, part: PartialSum) -> PartialSum:
+    """Exact sum of two partial sums of one server step; may change the arrays of `total` in place.
 
     Raises:
         AggregationError: a coordinate would leave int64.
     """
-    if not parts:
-        return RowSum(np.empty(0, dtype=np.int64), np.empty((0, width), dtype=np.int64))
+    pairs = zip(total.tables, part.tables, strict=True)
+    return PartialSum(
+        step=total.step,
+        num_lanes=total.num_lanes + part.num_lanes,
+        num_diverged=total.num_diverged + part.num_diverged,
+        lost_weight=total.lost_weight + part.lost_weight,
+        dense=add_exact(total.dense, part.dense),
+        tables=tuple(merge_rows([one, other]) for one, other in pairs),
+        metrics=add_exact(total.metrics, part.metrics),
+    )
+
+
+def merge_results(results: Sequence[BlockResult]) -> BlockResult:
+    """One result out of several: what a worker sends for all blocks of a call. Bits do not depend on the grouping."""
+    if len(results) == 1:
+        return results[0]
+    sums: dict[int, PartialSum] = {}
+    for result in results:
+        for partial in result.partials:
+            known = sums.get(partial.step)
+            sums[partial.step] = partial if known is None else add_partials(known, partial)
+    ids = tuple(block_id for result in results for block_id in result.block_ids)
+    return BlockResult(ids, tuple(sums[step] for step in sorted(sums)))
+
+
+def merge_rows(parts: Sequence[RowSum]) -> RowSum:
+    """The exact sum of one or more RowSums of one table; rows ascend, unique; independent of the order of `parts`.
+
+    Raises:
+        AggregationError: a coordinate would leave int64.
+    """
     if len(parts) == 1:
         return parts[0]
     rows, where = np.unique(np.concatenate([part.rows for part in parts]), return_inverse=True)
-    values = np.zeros((rows.size, width), dtype=np.int64)
+    values = np.zeros((rows.size, parts[0].values.shape[1]), dtype=np.int64)
     begin = 0
     for part in parts:
         # Rows of one part are unique, so fancy assignment adds each exactly once.

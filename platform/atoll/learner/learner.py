@@ -11,7 +11,6 @@ R embedding rows touched, N most examples of a lane.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,14 +70,13 @@ class Learner:
         Returns:
             One PartialSum per server step that the block contributes to, steps ascending.
         """
-        started = time.perf_counter()
         with torch.inference_mode(False):
             run = _BlockRun(block, versions, self._model, self._gather, self._device)
             for epoch in range(self._work.epochs):
                 self._epoch(run, epoch)
         deltas, rows = run.deltas()
         partials = partial_sums(block, deltas, rows, run.mean_loss(), run.steps, self._grid, self._work.epochs)
-        return BlockResult(block.block_id, partials, time.perf_counter() - started)
+        return BlockResult((block.block_id,), partials)
 
     def _epoch(self, run: _BlockRun, epoch: int) -> None:
         size = self._work.batch_size

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from atoll.aggregation import Aggregator, Step
+from atoll.aggregation import Aggregator, Step, merge_results
 from atoll.errors import AtollError, ClientWorkError
 from atoll.evaluation import Evaluator
 from atoll.learner import Learner
@@ -51,8 +51,8 @@ class ClientPool:
 
     def train(
         self, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion]
-    ) -> tuple[float, list[BlockResult]]:
-        """Trains blocks; returns (busy seconds, their exact partial sums).
+    ) -> tuple[float, BlockResult]:
+        """Trains blocks; returns (busy seconds, their exact partial sums merged).
 
         Args:
             blocks: work.
@@ -67,7 +67,8 @@ class ClientPool:
         if self._learner is None:
             raise AssertionError("ClientPool.train before open")
         results = [train_block(self._learner, block, self._versions) for block in blocks]
-        return time.perf_counter() - started, results
+        merged = merge_results(results)
+        return time.perf_counter() - started, merged
 
     def evaluate(
         self, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion]
@@ -125,12 +126,9 @@ class AggregatorShell:
         self._aggregator.hold_after(version)
         return _split(self._aggregator.close_full())
 
-    def add(self, results: Sequence[BlockResult]) -> tuple[list[Step], list[ModelVersion]]:
+    def add(self, result: BlockResult) -> tuple[list[Step], list[ModelVersion]]:
         """Adds partial sums; order and repetition do not matter."""
-        closed: list[Step] = []
-        for result in results:
-            closed.extend(self._aggregator.handle(result))
-        return _split(closed)
+        return _split(self._aggregator.handle(result))
 
 
 def _split(steps: list[Step]) -> tuple[list[Step], list[ModelVersion]]:

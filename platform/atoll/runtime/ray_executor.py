@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ __all__ = ["run_on_ray"]
 _LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
 _MAX_LOST_POOLS = 100
 _POLL_S = 0.25
+_log = logging.getLogger(__name__)
 
 
 def run_on_ray(
@@ -122,13 +124,17 @@ class CoordinatorShell:
 
     def run(self) -> tuple[RunResult | None, list[Any], Any]:
         """The whole run; returns (result or None where stopped, pools, tracker)."""
+        for pool in range(len(self._pools)):
+            self._open_pool(pool)
+        self._open_tracker()
+        for reference, handler in list(self._pending.items()):
+            # Workers import torch and open the data first, so that wall time measures the run.
+            if self._pending.pop(reference, None) is not None:
+                handler(reference)
         # Here, not in the constructor: the journal belongs to the thread that opens it, and this is `run`'s.
         self._outbox = self._parts.make_outbox()
         self._recorder = Recorder(self._outbox, self._coordinator)
         self._publishing = Publishing(self._outbox)
-        for pool in range(len(self._pools)):
-            self._open_pool(pool)
-        self._open_tracker()
         try:
             self._perform(self._coordinator.start())
             while self._end is None and not self._is_stopped:
@@ -228,11 +234,11 @@ class CoordinatorShell:
 
     def _train(self, pool: int, call: int, blocks: Any, versions: tuple[int, ...]) -> None:
         forget, bundles = self._send(pool, versions)
-        busy, results = self._pools[pool].train.options(num_returns=2).remote(blocks, forget, *bundles)
+        busy, sums = self._pools[pool].train.options(num_returns=2).remote(blocks, forget, *bundles)
 
         def trained(busy_s: float) -> list[Event]:
             self._busy_s += busy_s
-            self._close(self._aggregator.add.options(num_returns=2).remote(results))
+            self._close(self._aggregator.add.options(num_returns=2).remote(sums))
             return [Trained(call, busy_s)]
 
         self._watch(pool, busy, trained)
@@ -263,7 +269,7 @@ class CoordinatorShell:
             self._tracker = self._session.new_tracker()
             self._open_tracker()
         except RayTaskError as error:
-            self._publishing.failed(error)
+            _log.warning("tracking: %s; training goes on", error)
         return []
 
     def _publish(self) -> None:

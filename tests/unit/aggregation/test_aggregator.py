@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.aggregation import Aggregator, Rule, ServerSgd, add_exact, merge_rows
+from atoll.aggregation import Aggregator, Rule, ServerSgd, add_exact, merge_results, merge_rows
 from atoll.errors import AggregationError
 from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum, model_digest
 from atoll.plan import Grid, StepPlan
@@ -39,7 +39,7 @@ def aggregator(stop: int = 3, rule: Rule | None = None, size: int = 2, tables=()
 def test_a_fresh_delta_is_start_minus_local_and_is_descended() -> None:
     agg = aggregator()
     agg.expect([step_plan(0, 1)])
-    (step,) = agg.handle(BlockResult(0, (partial(0, [0.25, -0.5]),)))
+    (step,) = agg.handle(BlockResult((0,), (partial(0, [0.25, -0.5]),)))
     assert step.model.version == 1
     np.testing.assert_array_equal(step.model.dense, np.float32([-0.25, 0.5]))
 
@@ -47,9 +47,9 @@ def test_a_fresh_delta_is_start_minus_local_and_is_descended() -> None:
 def test_steps_close_in_order_however_sums_arrive() -> None:
     agg = aggregator()
     agg.expect([step_plan(0, 2), step_plan(1, 1)])
-    assert agg.handle(BlockResult(1, (partial(1, [1, 1]),))) == []
-    assert agg.handle(BlockResult(0, (partial(0, [1, 0]),))) == []
-    closed = agg.handle(BlockResult(2, (partial(0, [0, 1]),)))
+    assert agg.handle(BlockResult((1,), (partial(1, [1, 1]),))) == []
+    assert agg.handle(BlockResult((0,), (partial(0, [1, 0]),))) == []
+    closed = agg.handle(BlockResult((2,), (partial(0, [0, 1]),)))
     assert [step.plan.step for step in closed] == [0, 1]
     np.testing.assert_array_equal(closed[1].model.dense, np.float32([-1.5, -1.5]))
 
@@ -58,7 +58,7 @@ def test_steps_close_in_order_however_sums_arrive() -> None:
 @given(st.permutations(range(6)), st.lists(st.integers(0, 5), max_size=4))
 def test_order_and_duplicates_change_nothing(order: list[int], again: list[int]) -> None:
     deltas = np.random.Generator(np.random.Philox(3)).normal(size=(6, 4))
-    results = [BlockResult(i, (partial(i // 3, deltas[i]),)) for i in range(6)]
+    results = [BlockResult((i,), (partial(i // 3, deltas[i]),)) for i in range(6)]
 
     def run(sequence: list[int]) -> str:
         agg = aggregator(size=4)
@@ -74,17 +74,17 @@ def test_order_and_duplicates_change_nothing(order: list[int], again: list[int])
 def test_a_duplicate_with_other_bits_is_refused() -> None:
     agg = aggregator()
     agg.expect([step_plan(0, 2)])
-    agg.handle(BlockResult(0, (partial(0, [1, 1]),)))
+    agg.handle(BlockResult((0,), (partial(0, [1, 1]),)))
     with pytest.raises(AggregationError, match="delivered twice with different bits"):
-        agg.handle(BlockResult(0, (partial(0, [1, 2]),)))
+        agg.handle(BlockResult((0,), (partial(0, [1, 2]),)))
 
 
 def test_hold_after_stops_at_a_version_and_goes_on() -> None:
     agg = aggregator()
     agg.expect([step_plan(0, 1), step_plan(1, 1)])
     agg.hold_after(1)
-    agg.handle(BlockResult(0, (partial(0, [1, 1]),)))
-    assert agg.handle(BlockResult(1, (partial(1, [1, 1]),))) == []
+    agg.handle(BlockResult((0,), (partial(0, [1, 1]),)))
+    assert agg.handle(BlockResult((1,), (partial(1, [1, 1]),))) == []
     agg.hold_after(2)
     assert [step.plan.step for step in agg.close_full()] == [1]
 
@@ -92,7 +92,7 @@ def test_hold_after_stops_at_a_version_and_goes_on() -> None:
 def test_steps_after_the_stop_are_dropped() -> None:
     agg = aggregator(stop=1)
     agg.expect([step_plan(0, 1), step_plan(1, 1)])
-    closed = agg.handle(BlockResult(0, (partial(0, [1, 1]), partial(1, [1, 1]))))
+    closed = agg.handle(BlockResult((0,), (partial(0, [1, 1]), partial(1, [1, 1]))))
     assert [step.plan.step for step in closed] == [0]
     assert agg.close_full() == []
 
@@ -110,7 +110,7 @@ def test_divisor_under_divergence() -> None:
     for shrinks, divisor, expected in ((False, 4.0, 0.25), (True, 4.0, 0.5)):
         agg = aggregator(rule=Rule(ServerSgd(), divergence_shrinks_divisor=shrinks))
         agg.expect([step_plan(0, 2, divisor=divisor)])
-        (step,) = agg.handle(BlockResult(0, (partial(0, [1, 1], lanes=2, diverged=1, lost=2.0),)))
+        (step,) = agg.handle(BlockResult((0,), (partial(0, [1, 1], lanes=2, diverged=1, lost=2.0),)))
         assert step.num_diverged == 1
         np.testing.assert_allclose(step.model.dense, [-expected, -expected])
 
@@ -122,7 +122,7 @@ def test_sum_with_rate_over_k_equals_mean() -> None:
         agg = aggregator(rule=rule, stop=3)
         agg.expect([step_plan(s, 4) for s in range(3)])
         for s in range(3):
-            agg.handle(BlockResult(s, (partial(s, [0.3 * (s + 1), -0.7], lanes=4),)))
+            agg.handle(BlockResult((s,), (partial(s, [0.3 * (s + 1), -0.7], lanes=4),)))
         models.append(agg.model.dense)
     np.testing.assert_array_equal(models[0], models[1])
 
@@ -131,10 +131,10 @@ def test_mixing_form_averages_models() -> None:
     """FedAsync: w ← (1 − α s) w + α s · local, whatever the start version (Xie et al., algorithm 1)."""
     agg = aggregator(rule=Rule(ServerSgd(lr=0.5), normalizer="sum", form="mixing"), stop=2)
     agg.expect([step_plan(0, 1), step_plan(1, 1, versions=(0,), weights=(0.5,))])
-    agg.handle(BlockResult(0, (partial(0, [-2.0, 0.0]),)))
+    agg.handle(BlockResult((0,), (partial(0, [-2.0, 0.0]),)))
     np.testing.assert_array_equal(agg.model.dense, np.float32([1.0, 0.0]))
     # A client that started on version 0 = (0, 0) comes back with (3, 1): delta = −(3, 1), weight 0.5.
-    agg.handle(BlockResult(1, (partial(1, [-1.5, -0.5]),)))
+    agg.handle(BlockResult((1,), (partial(1, [-1.5, -0.5]),)))
     np.testing.assert_allclose(agg.model.dense, 0.75 * np.array([1.0, 0.0]) + 0.25 * np.array([3.0, 1.0]))
 
 
@@ -142,13 +142,16 @@ def test_table_rows_sparse_equals_dense() -> None:
     """Untouched rows stay; plain SGD over rows gives the same bits as a dense step."""
     table = np.arange(8, dtype=np.float32).reshape(4, 2)
     units = int(GRID.scale)
-    parts = [RowSum(np.array([1, 3]), np.array([[units, 0], [0, units]])), RowSum(np.array([3]), np.array([[units, 0]]))]
+    parts = [
+        RowSum(np.array([1, 3]), np.array([[units, 0], [0, units]])),
+        RowSum(np.array([3]), np.array([[units, 0]])),
+    ]
     sparse = aggregator(size=1, tables=(table,), rule=Rule(ServerSgd(0.5)))
     momentum = aggregator(size=1, tables=(table,), rule=Rule(ServerSgd(0.5, momentum=1e-30)))
     for agg in (sparse, momentum):
         agg.expect([step_plan(0, 2)])
         for block, part in enumerate(parts):
-            agg.handle(BlockResult(block, (partial(0, [0.0], tables=(part,)),)))
+            agg.handle(BlockResult((block,), (partial(0, [0.0], tables=(part,)),)))
     expected = table.copy()
     expected[1, 0] -= 0.25
     expected[3] -= 0.25
@@ -160,12 +163,44 @@ def test_table_rows_sparse_equals_dense() -> None:
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5, unique=True), min_size=1, max_size=4), st.randoms())
 def test_merging_rows_is_order_free(parts: list[list[int]], shuffle) -> None:
     sums = [RowSum(np.sort(np.array(rows)), np.arange(len(rows) * 2).reshape(-1, 2) + 1) for rows in parts]
-    merged = merge_rows(sums, 2)
+    merged = merge_rows(sums)
     dense = np.zeros((7, 2), dtype=np.int64)
     for part in sums:
         np.add.at(dense, part.rows, part.values)
     np.testing.assert_array_equal(dense[merged.rows], merged.values)
     assert dense.sum() == merged.values.sum()
     shuffle.shuffle(sums)
-    again = merge_rows(sums, 2)
+    again = merge_rows(sums)
     np.testing.assert_array_equal(again.values, merged.values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(6)), st.lists(st.integers(1, 3), min_size=6, max_size=6))
+def test_merging_on_the_worker_changes_nothing(order: list[int], sizes: list[int]) -> None:
+    deltas = np.random.Generator(np.random.Philox(4)).normal(size=(6, 4))
+
+    def result(i: int) -> BlockResult:
+        return BlockResult((i,), (partial(i % 2, deltas[i]),))
+
+    def run(groups: list[list[int]]) -> str:
+        agg = aggregator(size=4)
+        agg.expect([step_plan(0, 3), step_plan(1, 3)])
+        for group in groups:
+            agg.handle(merge_results([result(i) for i in group]))
+        return model_digest(agg.model)
+
+    groups, rest = [], list(order)
+    while rest:
+        size = sizes[len(groups)]
+        groups.append(rest[:size])
+        rest = rest[size:]
+    assert run(groups) == run([[i] for i in range(6)])
+
+
+def test_blocks_that_are_summed_in_part_are_refused() -> None:
+    agg = aggregator()
+    agg.expect([step_plan(0, 9)])
+    agg.handle(BlockResult((0, 1), (partial(0, [1, 1], lanes=2),)))
+    agg.handle(BlockResult((0, 1), (partial(0, [1, 1], lanes=2),)))
+    with pytest.raises(AggregationError, match="some of them are summed already"):
+        agg.handle(BlockResult((1, 2), (partial(0, [1, 1], lanes=2),)))
