@@ -140,6 +140,8 @@ class Evaluator:
                 else:
                     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
                     right = logits.argmax(1) == labels
+            # A model that says NaN has not guessed class 0.
+            right &= ~logits.isnan().any(1)
             losses[part], correct[part] = loss.cpu().numpy(), right.double().cpu().numpy()
         return np.nan_to_num(losses, nan=1e6, posinf=1e6), correct, scores
 
