@@ -12,6 +12,7 @@ from typing import Any
 from atoll import __version__
 from atoll import spec as sp
 from atoll.data import ClientData, open_data
+from atoll.errors import Problem, SpecError
 from atoll.experiment.modelling import lanes_of, shape_of
 from atoll.experiment.wiring import (
     grid_of,
@@ -136,7 +137,7 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     resolved = as_spec(spec, overrides)
     data = open_data(source_of(resolved))
     shape = shape_of(resolved, data.shape)
-    grid_of(resolved, data)
+    _check_evaluation(resolved, data)
     planner = make_planner(resolved, data, shape)
     steps, lanes = resolved.stop.server_steps, planner.settings.lanes
     builder = SummaryBuilder(steps, lanes, shape.bytes)
@@ -163,6 +164,22 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
             "train_examples": None if counts is None else int(counts.sum()),
         },
     )
+
+
+def _check_evaluation(spec: sp.Spec, data: ClientData) -> None:
+    """What the spec alone cannot know of arrays, files and custom data."""
+    held_out, problems = data.held_out(), []
+    rows = {name: part.num_rows for name, part in held_out.items()}
+    split = spec.evaluation.split
+    if not rows.get(split):
+        known = ", ".join(f"{name} ({number} rows)" for name, number in rows.items()) or "none at all"
+        hint = f"The data holds out: {known}"
+        problems.append(Problem("evaluation.split", repr(split), "a split of this data with rows", hint=hint))
+    if "auc" in spec.evaluation.metrics and data.shape.task != "binary":
+        found, why = f"auc with {data.shape.num_classes} classes", "AUC compares two classes"
+        problems.append(Problem("evaluation.metrics", found, "a binary task", why, "use accuracy"))
+    if problems:
+        raise SpecError(problems)
 
 
 def _check_memory(spec: sp.Spec, summary: PlanSummary, shape: ModelShape, lanes: int) -> None:

@@ -114,10 +114,18 @@ class Run:
         return RunSummary(self.run_id, self.name, self.arm, self.seed, self.history(), target, digests)
 
     def model(self) -> ModelVersion:
-        """The final weights."""
+        """The final weights. Opens the data for its shape.
+
+        Raises:
+            SpecError: the run's files or its data are not there any more.
+        """
+        from atoll.data import open_data
+        from atoll.experiment.modelling import shape_of
+        from atoll.experiment.wiring import source_of
         from atoll.models.checkpoint import load_version
 
-        return load_version(Path(self.folder) / "model.safetensors")
+        spec = sp.load(Path(self.folder) / "spec.yaml")
+        return load_version(Path(self.folder) / "model.safetensors", shape_of(spec, open_data(source_of(spec)).shape))
 
 
 def load(run: str | Path, root: str | Path = RUNS_FOLDER) -> Run:

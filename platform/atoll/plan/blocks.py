@@ -42,7 +42,7 @@ def lookahead_steps(lanes: int, tasks_per_step: int, *, is_async: bool) -> int:
     return max(1, -(-_BLOCKS_PER_WINDOW * lanes // tasks_per_step))
 
 
-def cut_blocks(rows: npt.NDArray[np.void], lanes: int, weigh: Weigh, first_block_id: int) -> list[Block]:
+def cut_blocks(rows: npt.NDArray[np.void], lanes: int, lookahead: int, weigh: Weigh, first_block_id: int) -> list[Block]:
     """Blocks of up to `lanes` tasks that cover `rows`, each task once.
 
     Guarantees:
@@ -51,27 +51,31 @@ def cut_blocks(rows: npt.NDArray[np.void], lanes: int, weigh: Weigh, first_block
         Lanes are sorted by num_examples, longest first (ties: step, then task id), so that neighbours in a block do
         similar work and the learner can shrink the active prefix.
 
-    The tasks that may start on the window's first open version are cut first, then those that need a later one, and
-    so on: few groups, since most tasks of an asynchronous run start on old versions.
+    Tasks whose start version is a whole window old are cut first: they can train while the window before is still
+    open, which keeps every worker busy. Then come those that may start on the window's first version, then those that
+    need a later one: few groups, since most tasks of an asynchronous run start on old versions.
 
     Args:
         rows: structured array (timeline.ROW) of the tasks used by the window's steps, any order.
         lanes: W, > 0.
+        lookahead: server steps per window.
         weigh: gives each task's weight and example weight.
         first_block_id: id of the first block; the others follow.
 
     Purity: pure; independent of everything after the window, so plans are prefix-stable.
     """
-    blocks: list[Block] = []
-    rest = rows
+    first_step = int(rows["step"].min())
+    is_early = rows["start_version"] <= first_step - lookahead
+    groups, rest = [rows[is_early]], rows[~is_early]
     while rest.size:
-        open_version = rest["step"].min()
-        is_free = rest["start_version"] <= open_version
-        group = rest[is_free]
-        group = group[np.lexsort((group["task_id"], group["step"], -group["num_examples"].astype(np.int64)))]
-        for begin in range(0, group.size, lanes):
-            blocks.append(_block(first_block_id + len(blocks), group[begin : begin + lanes], weigh))
+        is_free = rest["start_version"] <= rest["step"].min()
+        groups.append(rest[is_free])
         rest = rest[~is_free]
+    blocks: list[Block] = []
+    for group in groups:
+        ordered = group[np.lexsort((group["task_id"], group["step"], -group["num_examples"].astype(np.int64)))]
+        for begin in range(0, group.size, lanes):
+            blocks.append(_block(first_block_id + len(blocks), ordered[begin : begin + lanes], weigh))
     return blocks
 
 

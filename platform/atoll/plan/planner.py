@@ -146,7 +146,7 @@ class Planner:
         first = self._num_steps
         chunk = self._timeline.advance(self.settings.lookahead_steps)
         is_used = chunk.rows["outcome"] == Outcome.USED
-        blocks = cut_blocks(chunk.rows[is_used], self.settings.lanes, self._weigh, self._next_block_id)
+        blocks = self._cut(chunk.rows[is_used])
         steps = []
         for index in range(chunk.num_steps):
             rows = chunk.rows[chunk.offsets[index] : chunk.offsets[index + 1]]
@@ -168,6 +168,10 @@ class Planner:
             plan_digest=self._plan_sha.hexdigest(),
             timeline_sha_before=timeline_sha_before,
         )
+
+    def _cut(self, rows: npt.NDArray[np.void]) -> list[Block]:
+        settings = self.settings
+        return cut_blocks(rows, settings.lanes, settings.lookahead_steps, self._weigh, self._next_block_id)
 
     def _step_plan(self, step: int, closed_us: int, rows: npt.NDArray[np.void]) -> StepPlan:
         is_used = rows["outcome"] == Outcome.USED

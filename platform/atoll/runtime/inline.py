@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from atoll.messages import ModelVersion
+from atoll.runtime.actors import train_block
 from atoll.runtime.coordinator import Coordinator
 from atoll.runtime.events import (
     Checkpoint,
@@ -29,6 +31,7 @@ from atoll.runtime.recorder import Recorder
 
 __all__ = ["run_inline"]
 
+_log = logging.getLogger(__name__)
 #: (calls that wait) → index of the one to do next
 Pick = Callable[[Sequence[Train | Evaluate]], int]
 
@@ -121,12 +124,19 @@ class _Inline:
             self._busy_s += busy_s
             return [Evaluated(call.call, call.version, found.metrics, busy_s)]
         closed: deque[Event] = deque()
-        results = [self._learner.train(block, self._versions) for block in call.blocks]
+        results = [train_block(self._learner, block, self._versions) for block in call.blocks]
         busy_s = time.perf_counter() - started
         self._busy_s += busy_s
         for result in results:
             self._note_closed(self._aggregator.handle(result), closed)
         return [Trained(call.call, busy_s), *closed]
+
+    def _checkpoint(self, version: int) -> None:
+        try:
+            self._publisher.checkpoint(self._versions[version])
+        except Exception as error:
+            # Tracking observes, it never answers: the same as on Ray.
+            _log.warning("tracking: %s; training goes on", error)
 
     def _note_closed(self, steps: Sequence, out: deque[Event]) -> None:  # type: ignore[type-arg]
         if steps:
@@ -155,6 +165,6 @@ class _Inline:
                 case Record(step, metrics):
                     self._recorder.record(step, metrics)
                 case Checkpoint(version):
-                    self._publisher.checkpoint(self._versions[version])
+                    self._checkpoint(version)
                 case Finish():
                     self._end = instruction

@@ -38,11 +38,13 @@ class RaySession:
         num_workers: client pools, ≥ 1.
         gpus_per_worker: logical GPUs per pool; 0 for CPU pools. Fractions must divide 1 (0.5, 0.25 …).
         object_store_bytes: of the embedded Ray.
+        num_gpus: logical GPUs of the embedded Ray; those that Ray finds if None. Placement can be tested without any.
     """
 
     num_workers: int
     gpus_per_worker: float = 0.0
     object_store_bytes: int | None = None
+    num_gpus: int | None = None
     pools: list[Any] = field(default_factory=list)
     tracker: Any = None
     _temp_dir: str | None = None
@@ -71,6 +73,7 @@ class RaySession:
         ray.init(
             address="local",
             num_cpus=self.num_workers + 1,
+            num_gpus=self.num_gpus,
             include_dashboard=False,
             object_store_memory=self.object_store_bytes or _DEFAULT_STORE_BYTES,
             _temp_dir=self._temp_dir,
