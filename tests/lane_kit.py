@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 import torch
 
 from atoll import rng
@@ -31,8 +30,6 @@ torch.set_num_threads(1)
 #: fine enough that reading a delta back from integers costs less than float32's own rounding
 GRID = Grid.for_plan(delta_bound=1024.0, weight_bound=256.0)
 SEED = 11
-#: a reason for `known_bug`
-NO_FEATURES = "logistic regression on codes alone has a weight of no elements, which cannot be stacked or initialised"
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,6 @@ KINDS = [
     Kind("custom_codes", Custom("lane_kit:WithCodes"), ModelInputs("binary", 1, (5,), (7,))),
 ]
 by_name = {kind.name: kind for kind in KINDS}
-
-
-def known_bug(request: pytest.FixtureRequest, applies: bool, reason: str) -> None:
-    """Expects this test to fail until the library is mended; then it fails for passing, and the call goes away."""
-    if applies:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 def gather_of(inputs: ModelInputs, *, nan_client: int | None = None, scale: float = 1.0) -> Callable[..., dict]:

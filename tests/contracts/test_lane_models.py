@@ -12,7 +12,7 @@ import torch
 from atoll.messages import ModelVersion, model_digest
 from atoll.models import LocalRows, init_version, load_module, load_version, save_version, shape_of
 from atoll.models.lanes import autograd_gradients, example_losses
-from lane_kit import KINDS, NO_FEATURES, SEED, Kind, gather_of, known_bug
+from lane_kit import KINDS, SEED, Kind, gather_of
 
 LANES, BATCH = 3, 4
 
@@ -43,8 +43,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
-def test_lanes_say_what_the_ordinary_module_says(kind: Kind, request: pytest.FixtureRequest) -> None:
-    known_bug(request, kind.name == "logistic_codes_only", NO_FEATURES)
+def test_lanes_say_what_the_ordinary_module_says(kind: Kind) -> None:
     params, rows, batch, versions = parts(kind)
     model = kind.model()
     logits = model.logits(params, rows, batch)
@@ -56,8 +55,7 @@ def test_lanes_say_what_the_ordinary_module_says(kind: Kind, request: pytest.Fix
             torch.testing.assert_close(logits[lane].detach(), module(*inputs), atol=1e-5, rtol=1e-5)
 
 
-def test_names_and_shapes_are_the_modules(kind: Kind, request: pytest.FixtureRequest) -> None:
-    known_bug(request, kind.name == "logistic_codes_only", NO_FEATURES)
+def test_names_and_shapes_are_the_modules(kind: Kind) -> None:
     shape = shape_of(kind.settings, kind.inputs)
     assert shape == kind.model().shape
     state = {name: tuple(value.shape) for name, value in kind.model().module().state_dict().items()}
@@ -104,8 +102,7 @@ def test_gradients_leave_their_arguments_alone(kind: Kind) -> None:
         assert not value.requires_grad
 
 
-def test_the_first_version_is_a_function_of_the_seed(kind: Kind, request: pytest.FixtureRequest) -> None:
-    known_bug(request, "custom" in kind.name, "shape_of builds a custom module outside the forked generator")
+def test_the_first_version_is_a_function_of_the_seed(kind: Kind) -> None:
     state = torch.random.get_rng_state()
     first, again = (init_version(kind.settings, kind.inputs, SEED) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state), "initialising moved torch's global generator"

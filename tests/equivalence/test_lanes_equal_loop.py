@@ -10,13 +10,11 @@ from atoll.schedules import CosineRate, StepRate
 from lane_kit import (
     GRID,
     KINDS,
-    NO_FEATURES,
     SEED,
     Kind,
     block_of,
     by_name,
     gather_of,
-    known_bug,
     lane_deltas,
     learner_of,
 )
@@ -56,8 +54,7 @@ WORKS = {
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_model_under_every_kind_of_work(kind: Kind, work: dict, request: pytest.FixtureRequest) -> None:
-    known_bug(request, kind.name == "logistic_codes_only", NO_FEATURES)
+def test_every_model_under_every_kind_of_work(kind: Kind, work: dict) -> None:
     check(kind, ClientWork(lr=kind.lr, batch_size=8, **work), RAGGED)
 
 
@@ -85,8 +82,7 @@ def test_batches_of_any_size(name: str, batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_client_learns_the_same_alone_and_in_company(kind: Kind, request: pytest.FixtureRequest) -> None:
-    known_bug(request, kind.name == "logistic_codes_only", NO_FEATURES)
+def test_a_client_learns_the_same_alone_and_in_company(kind: Kind) -> None:
     learner, versions = learner_of(kind, ClientWork(lr=kind.lr, batch_size=8, momentum=0.5)), {0: kind.version()}
     together = lane_deltas(kind, learner, block_of(RAGGED), versions)
     for lane in (0, 4, 8):

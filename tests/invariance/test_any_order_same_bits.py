@@ -154,6 +154,7 @@ def test_work_that_kills_every_worker_ends_the_run() -> None:
     parts, _ = toy_parts(AsyncSchedule(4, 2))
     coordinator = Coordinator(parts.make_planner(), parts.settings, 1)
     coordinator.start()
+    for _ in range(4):
+        coordinator.handle(PoolLost(0))
     with pytest.raises(InfrastructureError, match="its worker died 5 times"):
-        for _ in range(6):
-            coordinator.handle(PoolLost(0))
+        coordinator.handle(PoolLost(0))

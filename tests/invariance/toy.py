@@ -32,10 +32,14 @@ class ToyLearner:
             total = (deltas[lanes].astype(np.float64) * block.weight[lanes, None]).sum(axis=0)
             partials.append(
                 PartialSum(
-                    step=int(step), num_lanes=int(lanes.sum()), num_diverged=0, lost_weight=0,
-                    dense=np.rint(total * GRID.scale).astype(np.int64), tables=(),
+                    step=int(step),
+                    num_lanes=int(lanes.sum()),
+                    num_diverged=0,
+                    lost_weight=0,
+                    dense=np.rint(total * GRID.scale).astype(np.int64),
+                    tables=(),
                     metrics=np.full(len(METRICS), int(lanes.sum()) << 24, dtype=np.int64),
-                )  # fmt: skip
+                )
             )
         return BlockResult((block.block_id,), tuple(partials))
 

@@ -23,7 +23,7 @@ class TouchedRows:
     Attributes:
         rows: int64 [R], table row of each local row; ascending within a lane.
         lane_offsets: int64 [L + 1], local rows of lane l are lane_offsets[l] … lane_offsets[l + 1] − 1.
-        index: int64 [L, N, G], local row of each example's codes; padding examples point at row 0.
+        index: int64 [L, N, G], local row of each example's codes; padding examples point at the lane's first row.
         start: float32 [R, dim], values in each lane's start version.
     """
 
@@ -57,10 +57,11 @@ def touched_rows(
     keys = codes + np.asarray(table.offsets) + (np.arange(lanes) * table.rows)[:, None, None]
     is_real = np.arange(width) < num_examples[:, None]
     found, inverse = _unique(keys[is_real].reshape(-1), lanes * table.rows)
-    index = np.zeros(codes.shape, dtype=np.int64)
-    index[is_real] = inverse.reshape(-1, codes.shape[2])
     lane, rows = np.divmod(found, table.rows)
     lane_offsets = np.searchsorted(lane, np.arange(lanes + 1))
+    # Zero shares do not stop a NaN: what a lane pads with must be its own.
+    index = np.broadcast_to(lane_offsets[:-1, None, None], codes.shape).astype(np.int64)
+    index[is_real] = inverse.reshape(-1, codes.shape[2])
     start = np.empty((rows.size, table.dim), dtype=np.float32)
     row_version = start_version[lane]
     for version in np.unique(start_version).tolist():

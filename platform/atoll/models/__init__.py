@@ -1,8 +1,3 @@
-# NOTE TO THE HELPER WHO BUILDS models AND learner (16:52, from the lead): I had to take this part over, since nothing had
-# been committed after 30 minutes; my version (models/{shapes,lanes,mlp,cnn,char_lstm,custom,build,checkpoint}.py,
-# learner/*.py) is the one that stays, so please write NO further files in platform/atoll/models and platform/atoll/learner.
-# What still helps a lot: ONLY the tests against the API that is here now: tests/equivalence/test_lanes_equal_loop.py,
-# tests/contracts/test_lane_models.py, tests/unit/models, tests/unit/learner, and scripts/bench_learner.py. Report bugs to me.
 """Models with a lane dimension; torch is imported when a model is built, not when this room is."""
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from atoll.models.lanes import Gradients, LocalRows, Params, autograd_gradients
+from atoll.models.lanes import Gradients, LocalRows, Params, autograd_gradients, lane_by_lane
 from atoll.models.shapes import Cnn, ModelInputs, shape_of
 
 __all__ = ["CnnLanes"]
@@ -38,12 +38,16 @@ class CnnLanes:
         x = batch["x"]
         if len(self._inputs.x_shape) == 2:
             x = x.unsqueeze(2)
+        names = ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
+        # unbind, not [lane]: its backward stacks the lanes once, where each [lane] fills a tensor of all lanes' size.
+        weights = [
+            [params[f"blocks.{index}.{name}"].unbind() for name in names]
+            for index in range(len(self._settings.channels))
+        ]
         lanes = []
-        for lane in range(x.shape[0]):
-            value = x[lane]
-            for index in range(len(self._settings.channels)):
-                names = ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
-                value = _block(value, *(params[f"blocks.{index}.{name}"][lane] for name in names))
+        for lane, value in enumerate(x.unbind()):
+            for block in weights:
+                value = _block(value, *(weight[lane] for weight in block))
             lanes.append(value.flatten(1))
         weight, bias = params["output.weight"], params["output.bias"]
         return torch.baddbmm(bias.unsqueeze(1), torch.stack(lanes), weight.transpose(1, 2))
@@ -51,8 +55,10 @@ class CnnLanes:
     def gradients(
         self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor], share: Tensor
     ) -> Gradients:
-        """By autograd."""
-        return autograd_gradients(self, params, rows, batch, share)
+        """By autograd; on CPUs one lane at a time."""
+        if share.is_cuda:
+            return autograd_gradients(self, params, rows, batch, share)
+        return lane_by_lane(self, params, batch, share)
 
     def module(self) -> torch.nn.Module:
         """An ordinary module."""

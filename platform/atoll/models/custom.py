@@ -27,7 +27,9 @@ def custom_module(settings: Custom) -> torch.nn.Module:
     module_name, _, name = settings.factory.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), name)
-        made = factory(**settings.arguments)
+        # The module draws its first weights; torch's global generator is not ours to move.
+        with torch.random.fork_rng(devices=[]):
+            made = factory(**settings.arguments)
     except Exception as error:
         # The factory is foreign code: whatever it raises is an answer to the spec.
         why = f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atoll.models.shapes import ModelShape
 
-__all__ = ["Gradients", "LaneModel", "LocalRows", "Params", "autograd_gradients", "example_losses"]
+__all__ = ["Gradients", "LaneModel", "LocalRows", "Params", "autograd_gradients", "example_losses", "lane_by_lane"]
 
 #: name → [L, *shape]
 Params = Mapping[str, Tensor]
@@ -86,3 +86,18 @@ def autograd_gradients(
         found = list(torch.autograd.grad(loss.sum(), sources))
     row_gradients = found.pop() if rows is not None else None
     return Gradients(loss.detach(), found, row_gradients)
+
+
+def lane_by_lane(model: LaneModel, params: Params, batch: Mapping[str, Tensor], share: Tensor) -> Gradients:
+    """`autograd_gradients` one lane at a time, for models without tables.
+
+    On CPUs the faster way for large kernels: a lane's activations stay in the cache from forward to backward.
+    """
+    found = []
+    for lane in range(share.shape[0]):
+        here = slice(lane, lane + 1)
+        weights = {name: value[here] for name, value in params.items()}
+        examples = {name: value[here] for name, value in batch.items()}
+        found.append(autograd_gradients(model, weights, None, examples, share[here]))
+    columns = zip(*(one.parameters for one in found), strict=True)
+    return Gradients(torch.cat([one.loss for one in found]), [torch.cat(column) for column in columns], None)

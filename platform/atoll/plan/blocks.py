@@ -42,7 +42,9 @@ def lookahead_steps(lanes: int, tasks_per_step: int, *, is_async: bool) -> int:
     return max(1, -(-_BLOCKS_PER_WINDOW * lanes // tasks_per_step))
 
 
-def cut_blocks(rows: npt.NDArray[np.void], lanes: int, lookahead: int, weigh: Weigh, first_block_id: int) -> list[Block]:
+def cut_blocks(
+    rows: npt.NDArray[np.void], lanes: int, lookahead: int, weigh: Weigh, first_block_id: int
+) -> list[Block]:
     """Blocks of up to `lanes` tasks that cover `rows`, each task once.
 
     Guarantees:

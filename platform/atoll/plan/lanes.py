@@ -12,7 +12,7 @@ DeviceClass = Literal["cpu", "cuda"]
 #: Device class → (most dense parameters, W), first match. On CPUs stacked weights and gradients should stay near the
 #: second-level cache; on GPUs a block has to fill the device. The CPU rows were measured with scripts/bench_learner.py.
 _PROFILE: dict[DeviceClass, tuple[tuple[int, int], ...]] = {
-    "cpu": ((20_000, 64), (80_000, 32), (500_000, 16), (2**62, 8)),
+    "cpu": ((20_000, 128), (80_000, 64), (500_000, 16), (2**62, 8)),
     "cuda": ((100_000, 256), (1_000_000, 128), (2**62, 32)),
 }
 
@@ -26,7 +26,7 @@ def auto_lanes(dense_size: int, device_class: DeviceClass) -> int:
 
     Example:
         >>> auto_lanes(4_810, "cpu"), auto_lanes(1_600_000, "cpu")
-        (64, 8)
+        (128, 8)
     """
     return next(lanes for most, lanes in _PROFILE[device_class] if dense_size <= most)
 
