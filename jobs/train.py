@@ -1,7 +1,8 @@
 """Runs one experiment as a Ray job: `ray job submit -- python jobs/train.py configs/NAME.yaml KEY=VALUE …`.
 
 Connects to the Ray cluster of the job (RAY_ADDRESS is set there); without one it starts an embedded Ray. Prints one
-JSON object as its last line. Give `tracking.uri` a server that the cluster reaches: an SQLite file would stay on the node.
+JSON object as its last line. Give `tracking.uri` a server that the cluster reaches: an SQLite file would stay on the
+node.
 """
 
 from __future__ import annotations

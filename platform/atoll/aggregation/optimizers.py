@@ -25,8 +25,10 @@ State = tuple[F32, ...]
 class ServerOptimizer(Protocol):
     """Frozen record of two pure functions over one parameter array."""
 
-    #: True where a zero mean delta leaves weights and state as they are, so that untouched table rows may be skipped.
-    is_sparse: bool
+    @property
+    def is_sparse(self) -> bool:
+        """True where a zero mean delta leaves weights and state as they are: untouched table rows may be skipped."""
+        ...
 
     def init(self, weights: F32) -> State:
         """State before the first server step; same shape and dtype as `weights`, per moment."""

@@ -49,7 +49,8 @@ class JournalOutbox:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.table({name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()})
+        columns: dict[str, Any] = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+        table = pa.table(columns)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._folder / "timeline.parquet", table.schema, compression="zstd")
         self._writer.write_table(table)

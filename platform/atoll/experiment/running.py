@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,6 @@ from atoll.tracking import (
 
 if TYPE_CHECKING:
     from atoll.runtime import RunResult
-    from atoll.runtime.session import RaySession
 
 __all__ = ["Run", "load", "run", "session_for"]
 
@@ -152,7 +151,7 @@ def _read(folder: Path) -> Run:
     return Run(**json.loads((folder / _RESULT_FILE).read_text()))
 
 
-def session_for(spec: sp.Spec, report: PlanReport | None = None) -> RaySession | nullcontext[None]:
+def session_for(spec: sp.Spec, report: PlanReport | None = None) -> AbstractContextManager[Any]:
     """The Ray session that `spec` asks for, to be entered; a null context for the inline runtime.
 
     Give it to several `run` calls to share workers between them.

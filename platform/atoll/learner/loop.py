@@ -55,7 +55,7 @@ class LoopClient:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * (len(chosen) / work.batch_size if work.short_batch_scaling else 1.0)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         return self._delta(module, start)
 

@@ -94,4 +94,5 @@ class CharLstmModule(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, num_outputs] from tokens [B, T]."""
         found, _ = self.lstm(self.embedding(x))
-        return self.output(found[:, -1])
+        last: Tensor = self.output(found[:, -1])
+        return last

@@ -93,4 +93,5 @@ class CnnModule(torch.nn.Module):
             x = x.unsqueeze(1)
         for block in self.blocks:
             x = block(x)
-        return self.output(x.flatten(1))
+        found: Tensor = self.output(x.flatten(1))
+        return found

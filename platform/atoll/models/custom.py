@@ -69,7 +69,8 @@ class CustomLanes:
         self._module.to(batch["x"].device)
 
         def one(weights: dict[str, Tensor], *values: Tensor) -> Tensor:
-            return functional_call(self._module, weights, values)
+            found: Tensor = functional_call(self._module, weights, values)
+            return found
 
         # Dropout draws per lane; it is not keyed, so modules are called in evaluation mode.
         self._module.eval()

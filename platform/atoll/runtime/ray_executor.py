@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -69,6 +70,7 @@ def run_on_ray(
                 break
             if on_progress is not None:
                 on_progress(ray.get(coordinator.progress.remote()))
+        result: RunResult
         result, session.pools, session.tracker = ray.get(running)
     except KeyboardInterrupt:
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -211,7 +213,7 @@ class CoordinatorShell:
                 case Evaluate(pool, call, version):
                     forget, bundles = self._send(pool, (version,))
                     reference = self._pools[pool].evaluate.remote(version, forget, *bundles)
-                    self._watch(pool, reference, lambda value, c=call, v=version: self._evaluated(c, v, *value))
+                    self._watch(pool, reference, partial(self._evaluated, call, version))
                 case Expect(steps):
                     self._aggregator.expect.remote(steps, ())
                 case HoldAfter(version):
@@ -253,7 +255,8 @@ class CoordinatorShell:
 
         self._pending[steps_ref] = closed
 
-    def _evaluated(self, call: int, version: int, busy_s: float, metrics: dict[str, float]) -> list[Event]:
+    def _evaluated(self, call: int, version: int, found: tuple[float, dict[str, float]]) -> list[Event]:
+        busy_s, metrics = found
         self._busy_s += busy_s
         return [Evaluated(call, version, metrics, busy_s)]
 

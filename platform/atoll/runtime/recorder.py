@@ -55,8 +55,8 @@ class Recorder:
         if not is_forced and time.perf_counter() - self._committed < _COMMIT_EVERY_S:
             return
         self._committed = time.perf_counter()
-        for rows in self._coordinator.take_rows():
-            self._outbox.keep_timeline(rows)
+        for timeline_rows in self._coordinator.take_rows():
+            self._outbox.keep_timeline(timeline_rows)
         rows, self._rows = self._rows, []
         if rows:
             self._outbox.commit(rows)

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_kit import tiny
 
 from atoll import aggregation as agg
 from atoll import data as da
@@ -38,6 +37,7 @@ from atoll.experiment.wiring import (
     tasks_per_step,
     weighting_of,
 )
+from tiny_kit import tiny
 
 
 def parsed(**sections) -> sp.Spec:
