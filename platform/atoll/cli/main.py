@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from atoll.errors import AtollError
@@ -25,6 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+#: what typer raises for wrong usage: its own copy of click's class in new releases, click's in old ones
+_UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_INTERRUPTED = "interrupted; metrics and timeline so far are in the run's folder and in MLflow"
 
 Config = Annotated[Path, typer.Argument(help="The experiment, a YAML file such as configs/fedbuff_flights.yaml.")]
 Overrides = Annotated[
@@ -57,7 +61,7 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
     show.plans(reports)
     if as_json:
         found = {name: report.as_dict() for name, report in reports.items()}
-        typer.echo(json.dumps(next(iter(found.values())) if len(found) == 1 else {"plans": found}))
+        _echo_object(next(iter(found.values())) if len(found) == 1 else {"plans": found})
 
 
 @app.command()
@@ -74,14 +78,14 @@ def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> N
         show.comparison(compared.comparison, compared.html, compared.csv)
         show.address(spec.tracking.uri, spec.tracking.experiment or spec.name)
         if as_json:
-            typer.echo(json.dumps(outcome_dict(compared)))
+            _echo_object(outcome_dict(compared))
         return
     with show.live() as display:
         finished = run_one(spec, on_progress=display.begin("", 1, 1, spec))
     show.run(finished)
     show.address(spec.tracking.uri, finished.experiment)
     if as_json:
-        typer.echo(json.dumps(finished.as_dict()))
+        _echo_object(finished.as_dict())
 
 
 @app.command()
@@ -105,7 +109,7 @@ def compare(
     show.comparison(found, html, csv)
     if as_json:
         ratios = {arm.name: dict(arm.ratios) for arm in found.arms}
-        typer.echo(json.dumps({"html": html, "csv": csv, "ratios": ratios}))
+        _echo_object({"html": html, "csv": csv, "ratios": ratios})
 
 
 @app.command()
@@ -137,15 +141,26 @@ def schema(
         out.write_text(text + "\n", encoding="utf-8")
 
 
+def _echo_object(found: dict[str, Any]) -> None:
+    """One JSON object on one line; JSON has no NaN and no infinity, so they become null."""
+    typer.echo(json.dumps(_finite(found), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main() -> NoReturn:
     """Entry point: exit 0 done, 2 refused before the start, 3 failed on the way, 130 interrupted, 1 a bug."""
     try:
         code: Any = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        _end("interrupted; metrics and timeline so far are in the run's folder and in MLflow", 130)
-    except KeyboardInterrupt:
-        _end("interrupted; metrics and timeline so far are in the run's folder and in MLflow", 130)
-    except click.ClickException as error:
+    except (typer.Abort, KeyboardInterrupt):
+        _end(_INTERRUPTED, 130)
+    except _UsageProblem as error:
         error.show()
         sys.exit(error.exit_code)
     except AtollError as error:
@@ -153,6 +168,8 @@ def main() -> NoReturn:
     except Exception:
         traceback.print_exc()
         _end("this is a bug in atoll, or in code that it was given; please report it with the lines above", 1)
+    if code == 130:  # typer's own answer to Ctrl-C
+        _end(_INTERRUPTED, 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
