@@ -193,6 +193,12 @@ def run(
         KeyboardInterrupt: Ctrl-C; rows so far are kept, the MLflow run is marked KILLED.
     """
     resolved = as_spec(spec, overrides)
+    if resolved.comparison is not None:
+        arms, hint = (
+            ", ".join(resolved.comparison.arms),
+            "atoll.run_comparison runs the arms; comparison=null drops them",
+        )
+        raise SpecError([Problem("comparison", f"arms {arms}", "null for a single run", hint=hint)])
     report = plan(resolved)
     uri = absolute_uri(resolved.tracking.uri)
     preflight(uri)

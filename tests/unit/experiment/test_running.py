@@ -20,6 +20,8 @@ from atoll.tracking import RunSummary, Target, load_run
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
 
+pytestmark = pytest.mark.usefixtures("finished", "_no_plots")
+
 
 @pytest.fixture(scope="module")
 def uri(_mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -43,6 +45,12 @@ def finished(uri: str, folder: Path) -> Run:
     assert progress[-1]["step"] == 7
     assert "eval/loss" in progress[-1]
     return found
+
+
+@pytest.fixture
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a tiny run's time."""
+    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
 
 
 def spec_of(uri: str, **sections) -> dict:
