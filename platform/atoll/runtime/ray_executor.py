@@ -71,7 +71,8 @@ def run_on_ray(
             if on_progress is not None:
                 on_progress(ray.get(coordinator.progress.remote()))
         result: RunResult
-        result, session.pools, session.tracker = ray.get(running)
+        # Not the coordinator's replacements for what died: they end with it. `revive` makes lasting ones.
+        result = ray.get(running)
     except KeyboardInterrupt:
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -89,6 +90,8 @@ def run_on_ray(
         raise InfrastructureError(f"the coordinator process died: {error}") from error
     finally:
         ray.kill(coordinator)
+    if result is None:
+        raise InfrastructureError("the run was stopped from outside")
     if on_progress is not None:
         on_progress(dict(result.extra))
     return result
@@ -100,12 +103,8 @@ class CoordinatorShell:
     def __init__(self, parts: Parts, pools: list[Any], tracker: Any, gpus_per_worker: float) -> None:
         self._parts, self._pools, self._tracker = parts, list(pools), tracker
         self._session = RaySession(len(pools), gpus_per_worker)
-        self._coordinator = Coordinator(parts.make_planner(), parts.settings, len(pools))
-        self._aggregator = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(AggregatorShell).remote(
-            parts.make_aggregator
-        )
         #: version → reference to the bundle that holds it; this process owns every reference
-        self._bundles: dict[int, Any] = {0: self._aggregator.model.remote()}
+        self._bundles: dict[int, Any] = {}
         self._held: list[set[int]] = [set() for _ in pools]
         self._forget: list[list[int]] = [[] for _ in pools]
         self._life = [0] * len(pools)
@@ -124,8 +123,15 @@ class CoordinatorShell:
         """Asks `run` to end at the next event."""
         self._is_stopped = True
 
-    def run(self) -> tuple[RunResult | None, list[Any], Any]:
-        """The whole run; returns (result or None where stopped, pools, tracker)."""
+    def run(self) -> RunResult | None:
+        """The whole run; None where it was stopped."""
+        # Here, not in the constructor: what a constructor raises reaches the driver as text only.
+        parts = self._parts
+        self._coordinator = Coordinator(parts.make_planner(), parts.settings, len(self._pools))
+        self._aggregator = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(AggregatorShell).remote(
+            parts.make_aggregator
+        )
+        self._bundles[0] = self._aggregator.model.remote()
         for pool in range(len(self._pools)):
             self._open_pool(pool)
         self._open_tracker()
@@ -147,8 +153,7 @@ class CoordinatorShell:
             left = self._publishing.drain(lambda rows: ray.get(self._tracker.publish.remote(rows)))
             self._wait_for_checkpoints()
             self._outbox.close()
-        result = None if self._end is None else self._result(self._end, wall_s, left)
-        return result, self._pools, self._tracker
+        return None if self._end is None else self._result(self._end, wall_s, left)
 
     def _turn(self) -> None:
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_S)
