@@ -21,6 +21,7 @@ if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MO
 
 import ray
 
+from atoll.errors import Problem, SpecError
 from atoll.runtime.actors import ClientPool, TrackerShell
 
 __all__ = ["RaySession"]
@@ -53,6 +54,7 @@ class RaySession:
     def __enter__(self) -> RaySession:
         if not ray.is_initialized():
             self._start_ray()
+            self._check_gpus()
         self.pools = [self.new_pool() for _ in range(self.num_workers)]
         self.tracker = self.new_tracker()
         return self
@@ -81,6 +83,15 @@ class RaySession:
         )
         self._owns_ray = True
 
+    def _check_gpus(self) -> None:
+        """An embedded Ray never grows: pools without a place would wait for ever."""
+        there = float(ray.cluster_resources().get("GPU", 0.0))
+        if self._temp_dir is not None and self.num_workers * self.gpus_per_worker > there:
+            self.__exit__(None, None, None)
+            found = f"{self.num_workers} with runtime.gpus_per_worker {self.gpus_per_worker:g}"
+            rule, hint = f"workers for {there:g} GPUs", "lower either, or set RAY_ADDRESS to a cluster with more"
+            raise SpecError([Problem("runtime.workers", found, rule, "Ray found no more on this machine", hint)])
+
     def new_pool(self) -> Any:
         """A fresh client pool: one process with one CPU, or with its share of a GPU."""
         actor = ray.remote(num_cpus=1, num_gpus=self.gpus_per_worker, max_restarts=0, max_task_retries=0)(ClientPool)
@@ -101,7 +112,7 @@ class RaySession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for actor in (*self.pools, self.tracker):
+        for actor in (*self.pools, *([] if self.tracker is None else [self.tracker])):
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)
         self.pools, self.tracker = [], None

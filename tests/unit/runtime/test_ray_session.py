@@ -1,0 +1,76 @@
+"""What a session does before any process starts; Ray itself is a stand-in here (tests/runtime has the real one)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from atoll.errors import SpecError
+from atoll.runtime import session as module
+from atoll.runtime.session import RaySession
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(
+        options={},
+        shut_down=0,
+        is_initialized=lambda: False,
+        cluster_resources=lambda: {"CPU": 4.0, "GPU": 1.0},
+        remote=lambda **options: lambda kind: _Remote(),
+        kill=lambda actor: None,
+        exceptions=module.ray.exceptions,
+    )
+    made.init = made.options.update
+
+    def shutdown() -> None:
+        made.shut_down += 1
+
+    made.shutdown = shutdown
+    monkeypatch.setattr(module, "ray", made)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return made
+
+
+class _Remote:
+    def options(self, **_) -> _Remote:
+        return self
+
+    def remote(self) -> object:
+        return object()
+
+
+def test_an_embedded_ray_is_private_and_small(stand_in: SimpleNamespace) -> None:
+    with RaySession(3) as session:
+        options = stand_in.options
+        assert options["address"] == "local"
+        assert options["num_cpus"] == 4
+        assert options["include_dashboard"] is False
+        assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
+        assert len(session.pools) == 3
+    assert stand_in.shut_down == 1
+    assert session.pools == []
+
+
+def test_an_address_is_used_as_it_is(stand_in: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of a cluster's size: it may grow."""
+    monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
+    with RaySession(8, gpus_per_worker=1.0):
+        assert stand_in.options["address"] == "ray-head:6379"
+        assert "num_cpus" not in stand_in.options
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "fits"), [(2, 0.5, True), (1, 1.0, True), (2, 1.0, False), (3, 0.5, False)]
+)
+def test_pools_without_a_gpu_are_refused(stand_in: SimpleNamespace, workers: int, gpus: float, fits: bool) -> None:
+    """They would wait for ever, with a progress line that says so little."""
+    session = RaySession(workers, gpus_per_worker=gpus)
+    if fits:
+        with session:
+            assert len(session.pools) == workers
+        return
+    with pytest.raises(SpecError, match=rf"runtime\.workers: got {workers} with .*; need workers for 1 GPUs"), session:
+        pass
+    assert stand_in.shut_down == 1, "the embedded Ray does not stay behind"
