@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atoll import spec as sp
-from atoll.errors import Problem, SpecError
+from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.messages import ModelVersion, model_digest
 from atoll.tracking import (
@@ -41,6 +42,7 @@ RUNS_FOLDER = "runs"
 _RESULT_FILE = "result.json"
 #: points of the picture of active clients over virtual time
 _ACTIVE_POINTS = 400
+_log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, float]], None]
 
 
@@ -210,14 +212,27 @@ def run(
     try:
         result = _execute(resolved, report, folder, uri, info, session, on_progress)
     except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with _observing():
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     finished = _finished(resolved, result, folder, run_id, uri, info, arm)
     (folder / _RESULT_FILE).write_text(json.dumps(asdict(finished), indent=2, default=dict))
-    _log_artifacts(tracker, resolved, finished, result.model)
-    tracker.tags(summary_tags(arm, resolved.seed, finished.summary().target, finished.summary().digests))
-    tracker.finish("FINISHED")
+    artifacts = _write_artifacts(resolved, finished, result.model)
+    with _observing():
+        for path, place in artifacts:
+            tracker.artifact(path, place)
+        tracker.tags(summary_tags(arm, resolved.seed, finished.summary().target, finished.summary().digests))
+        tracker.finish("FINISHED")
     return finished
+
+
+@contextmanager
+def _observing() -> Iterator[None]:
+    """Tracking observes, it never answers: a store that fails now does not fail the run, which is in its folder."""
+    try:
+        yield
+    except InfrastructureError as error:
+        _log.warning("tracking: %s; the run's own folder holds everything", error)
 
 
 def _execute(
@@ -307,8 +322,8 @@ def _finished(spec: sp.Spec, result: RunResult, folder: Path, run_id: str, uri: 
     )
 
 
-def _log_artifacts(tracker: Any, spec: sp.Spec, finished: Run, model: ModelVersion) -> None:
-    """Spec, timeline, final weights and plots, into the run's folder and from there to the store."""
+def _write_artifacts(spec: sp.Spec, finished: Run, model: ModelVersion) -> list[tuple[Path, str | None]]:
+    """Final weights and plots into the run's folder; (file, folder in the store) of all that the store keeps."""
     from atoll.data import open_data
     from atoll.experiment.modelling import shape_of
     from atoll.experiment.wiring import source_of
@@ -321,10 +336,8 @@ def _log_artifacts(tracker: Any, spec: sp.Spec, finished: Run, model: ModelVersi
     pictures = plots(
         finished.history(), folder / "plots", metric=f"eval/{metric}", title=spec.name, **_timeline_facts(folder)
     )
-    for path in (folder / "spec.yaml", folder / "timeline.parquet", folder / "model.safetensors"):
-        tracker.artifact(path)
-    for path in pictures.values():
-        tracker.artifact(path, "plots")
+    kept = ("spec.yaml", "timeline.parquet", "model.safetensors")
+    return [(folder / name, None) for name in kept] + [(path, "plots") for path in pictures.values()]
 
 
 def _timeline_facts(folder: Path) -> dict[str, Any]:

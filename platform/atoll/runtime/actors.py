@@ -80,7 +80,7 @@ class ClientPool:
             if self._make_evaluator is None:
                 raise AssertionError("ClientPool.evaluate before open")
             self._evaluator = self._make_evaluator()
-        metrics = self._evaluator.evaluate(self._versions[version]).metrics
+        metrics = evaluate_version(self._evaluator, self._versions[version])
         return time.perf_counter() - started, metrics
 
     def _take(self, forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
@@ -103,6 +103,17 @@ def train_block(learner: Learner, block: Block, versions: dict[int, ModelVersion
             f"{'…' if block.num_lanes > 8 else ''}\n{traceback.format_exc()}"
         )
         raise ClientWorkError(f"client work raised {type(error).__name__}: {error}", story) from error
+
+
+def evaluate_version(evaluator: Evaluator, model: ModelVersion) -> dict[str, float]:
+    """`evaluator.evaluate`, with a foreign exception turned into a ClientWorkError: it runs a person's model too."""
+    try:
+        return evaluator.evaluate(model).metrics
+    except AtollError:
+        raise
+    except Exception as error:
+        message = f"evaluation of version {model.version} raised {type(error).__name__}: {error}"
+        raise ClientWorkError(message, traceback.format_exc()) from error
 
 
 class AggregatorShell:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from atoll.messages import ModelVersion
-from atoll.runtime.actors import train_block
+from atoll.runtime.actors import evaluate_version, train_block
 from atoll.runtime.coordinator import Coordinator
 from atoll.runtime.events import (
     Checkpoint,
@@ -119,10 +119,10 @@ class _Inline:
     def _execute(self, call: Train | Evaluate) -> list[Event]:
         started = time.perf_counter()
         if isinstance(call, Evaluate):
-            found = self._evaluator.evaluate(self._versions[call.version])
+            metrics = evaluate_version(self._evaluator, self._versions[call.version])
             busy_s = time.perf_counter() - started
             self._busy_s += busy_s
-            return [Evaluated(call.call, call.version, found.metrics, busy_s)]
+            return [Evaluated(call.call, call.version, metrics, busy_s)]
         closed: deque[Event] = deque()
         results = [train_block(self._learner, block, self._versions) for block in call.blocks]
         busy_s = time.perf_counter() - started

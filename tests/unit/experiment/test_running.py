@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import load_file
 
 from atoll import spec as sp
-from atoll.errors import ClientWorkError, PlanError, SpecError
+from atoll.errors import ClientWorkError, InfrastructureError, PlanError, SpecError
 from atoll.experiment import Run, load, plan, run
 from atoll.messages import ModelVersion, model_digest
-from atoll.tracking import RunSummary, Target, load_run
+from atoll.tracking import MlflowTracker, RunSummary, Target, load_run
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
 
@@ -290,6 +290,47 @@ def test_client_code_that_raises_fails_the_run_with_its_story(uri: str, tmp_path
     assert "start versions [0]" in caught.value.story
     assert "in forward" in caught.value.story
     assert statuses(uri, "raising") == ["FAILED"]
+
+
+class RaisingInEvaluation(Raising):
+    """Fails where it is only asked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("not in the mood")
+        return self.layer(x)
+
+
+def test_a_model_that_raises_in_evaluation_fails_the_run_too(uri: str, tmp_path: Path) -> None:
+    model = {"kind": "custom", "factory": "test_running:RaisingInEvaluation"}
+    with pytest.raises(ClientWorkError, match="evaluation of version 0 raised RuntimeError: not in the mood"):
+        run(spec_of(uri, name="moody", model=model), runs_folder=tmp_path)
+    assert statuses(uri, "moody") == ["FAILED"]
+
+
+def test_a_store_that_is_gone_at_the_end_does_not_fail_the_run(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_) -> None:
+        raise InfrastructureError("tracking store failed at storing x: gone")
+
+    monkeypatch.setattr(MlflowTracker, "artifact", gone)
+    found = run(spec_of(uri, name="gone"), runs_folder=tmp_path)
+    assert load("gone", tmp_path) == found
+    assert model_digest(found.model()) == found.model_digest
+    assert "gone; the run's own folder holds everything" in caplog.text
+
+
+def test_a_store_that_is_gone_does_not_hide_why_a_run_failed(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_) -> None:
+        raise InfrastructureError("tracking store failed at closing the run: gone")
+
+    monkeypatch.setattr(MlflowTracker, "finish", gone)
+    model = {"kind": "custom", "factory": "test_running:Raising"}
+    with pytest.raises(ClientWorkError, match="no such sensor"):
+        run(spec_of(uri, model=model), runs_folder=tmp_path)
 
 
 def test_ctrl_c_keeps_what_there_is(uri: str, tmp_path: Path) -> None:
