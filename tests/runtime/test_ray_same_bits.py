@@ -23,8 +23,14 @@ from tiny_kit import tiny
 pytestmark = pytest.mark.ray
 
 #: long enough on Ray to be killed in the middle, a second or two inline
-LONG = {"server_steps": 120}
+LONG = {"server_steps": 80}
 _LOCK = Path(tempfile.gettempdir()) / "atoll-tests-ray.lock"
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take a second of each run and have tests of their own."""
+    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +89,7 @@ def facts(one: Run, uri: str) -> dict:
 @pytest.fixture(scope="module")
 def expected(uri: str, folder: Path) -> dict:
     found = facts(run(spec_of(uri, stop=LONG), runs_folder=folder), uri)
-    assert len(found["rows"]["train/loss"]) == 120
+    assert len(found["rows"]["train/loss"]) == 80
     return found
 
 
@@ -108,7 +114,7 @@ def test_a_worker_killed_on_the_way(cluster: RaySession, uri: str, folder: Path,
 
     found = run(spec_of(uri, stop=LONG, runtime=on_ray(3)), session=cluster, on_progress=kill, runs_folder=folder)
     assert killed_at
-    assert killed_at[0] < 100, "too late to be called the middle"
+    assert killed_at[0] < 70, "too late to be called the middle"
     assert found.lost_pools == 1
     assert facts(found, uri) == expected
     # The session is of use afterwards.
@@ -117,6 +123,21 @@ def test_a_worker_killed_on_the_way(cluster: RaySession, uri: str, folder: Path,
     alive = {pid_of(pool) for pool in cluster.pools}
     assert len(alive) == 3
     assert alive & {first, second, third} == {second}
+
+
+def test_ctrl_c_keeps_what_there_is(cluster: RaySession, uri: str, folder: Path) -> None:
+    def interrupt(figures: dict[str, float]) -> None:
+        if figures.get("step", 0) >= 3:
+            raise KeyboardInterrupt
+
+    spec = spec_of(uri, name="interrupted", stop={"server_steps": 5_000}, runtime=on_ray(2))
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, session=part_of(cluster, 2), on_progress=interrupt, runs_folder=folder)
+    store = mlflow_client(uri)
+    experiment = store.get_experiment_by_name("ray")
+    found = store.search_runs([experiment.experiment_id], "attributes.run_name = 'interrupted'")
+    assert [one.info.status for one in found] == ["KILLED"]
+    assert found[0].data.metrics["sim/client_updates"] >= 6
 
 
 class Raising(torch.nn.Module):
