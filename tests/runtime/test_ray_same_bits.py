@@ -77,19 +77,19 @@ def facts(one: Run, uri: str) -> dict:
     """Everything that must be equal (design 9.3): digests, and MLflow's rows outside wall_*."""
     store = mlflow_client(uri)
     keys = store.get_run(one.run_id).data.metrics
-    rows = {
-        key: sorted((m.step, m.value) for m in store.get_metric_history(one.run_id, key))
-        for key in keys
-        if not key.startswith("wall_")
-    }
+    logged = {key: sorted((m.step, m.value) for m in store.get_metric_history(one.run_id, key)) for key in keys}
+    rows = {key: points for key, points in logged.items() if not key.startswith("wall_")}
+    # wall_* keys differ in their values, not in having exactly one row per step
+    walls = {key: [step for step, _ in points] for key, points in logged.items() if key.startswith("wall_")}
     fixed = (one.model_digest, one.plan_digest, one.timeline_digest, one.server_steps, one.client_updates)
-    return {"fixed": fixed, "rows": rows, "reason": one.reason}
+    return {"fixed": fixed, "rows": rows, "walls": walls, "reason": one.reason}
 
 
 @pytest.fixture(scope="module")
 def expected(uri: str, folder: Path) -> dict:
     found = facts(run(spec_of(uri, stop=LONG), runs_folder=folder), uri)
     assert len(found["rows"]["train/loss"]) == 80
+    assert found["walls"]["wall_s"] == list(range(1, 81))
     return found
 
 
