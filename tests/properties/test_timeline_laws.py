@@ -45,9 +45,10 @@ def populations(draw, size=None):
     return Population(draw(st.integers(0, 99)), size or draw(st.integers(40, 10**8)), draw(devices), sizes, **extra)
 
 
+# Of the 40 clients of the smallest population, a trace with an empty row leaves 27 that ever come.
 asyncs = st.builds(
     AsyncSchedule,
-    st.integers(1, 30),
+    st.integers(1, 27),
     st.integers(1, 12),
     st.sampled_from([None, None, 0, 1, 3]),
     st.sampled_from(["with_replacement", "without_replacement"]),

@@ -23,6 +23,8 @@ SLOT_SHIFT = 32
 """task_id = slot << SLOT_SHIFT | ordinal in slot."""
 
 _END_US = NEVER // 2
+#: members looked at together when every candidate is busy
+_WALK_MEMBERS = 1024
 
 
 def never_available() -> PlanError:
@@ -81,27 +83,30 @@ class Selector:
     def choose_free(self, task_id: int, t_us: int, busy: Collection[int]) -> tuple[int, int]:
         """(client id, start_us) of one task, skipping the clients in `busy`.
 
-        Where all 64 candidates are busy, the members that follow the last candidate are walked until one is free.
+        Where no candidate is both free and ever available again, the members after the last one are walked instead.
 
         Errors: PlanError where nobody free ever becomes available.
         Purity: pure.
         """
         asked = self.candidate(np.array(task_id), np.arange(MAX_ATTEMPTS))
         free = asked[[client not in busy for client in asked.tolist()]]
-        if not free.size:
-            free = self._walk(task_id, busy)
         next_us = self.population.next_us(free, np.full(free.shape, t_us))
+        if not free.size or next_us.min() >= _END_US:
+            return self._walk(task_id, t_us, busy)
         first = int(np.argmin(next_us))
-        if next_us[first] >= _END_US:
-            raise never_available()
         return int(free[first]), int(next_us[first])
 
-    def _walk(self, task_id: int, busy: Collection[int]) -> I64:
+    def _walk(self, task_id: int, t_us: int, busy: Collection[int]) -> tuple[int, int]:
+        """The first member after the last candidate that is not busy and will be available, and when."""
         members = self.population.num_members
         stream = rng.key(self.seed, "select", self.cluster)
         last = int(rng.integers(stream, members, np.array(task_id), MAX_ATTEMPTS - 1))
-        steps = np.arange(1, min(len(busy) + 1, members) + 1)
-        for client in self.population.client((last + steps) % members).tolist():
-            if client not in busy:
-                return np.array([client])
-        raise PlanError([Problem("schedule.concurrency", "", f"at most {members} tasks without replacement")])
+        for begin in range(0, members, _WALK_MEMBERS):
+            steps = np.arange(begin + 1, min(begin + _WALK_MEMBERS, members) + 1)
+            clients = self.population.client((last + steps) % members)
+            clients = clients[[client not in busy for client in clients.tolist()]]
+            next_us = self.population.next_us(clients, np.full(clients.shape, t_us))
+            there = np.flatnonzero(next_us < _END_US)
+            if there.size:
+                return int(clients[there[0]]), int(next_us[there[0]])
+        raise never_available()
