@@ -29,7 +29,7 @@ from atoll.models.shapes import (
 
 __all__ = ["build_model", "init_version", "load_module"]
 
-_EMBEDDING_STD = 0.1
+_EMBEDDING_STD = 1.0
 
 
 def build_model(settings: ModelSettings, inputs: ModelInputs) -> LaneModel:
@@ -53,7 +53,7 @@ def init_version(settings: ModelSettings, inputs: ModelInputs, seed: int) -> Mod
     """Version 0, keyed by (seed, "init", name): the laws that torch's own layers use, drawn by NumPy.
 
     Linear, convolution and LSTM weights and biases are uniform within 1/√(fan in); norms are 1 and 0; embeddings normal
-    with standard deviation 0.1; logistic regression starts at zero. A custom module initialises itself under a forked
+    with standard deviation 1; logistic regression starts at zero. A custom module initialises itself under a forked
     torch generator.
     """
     shape = shape_of(settings, inputs)

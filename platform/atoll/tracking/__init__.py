@@ -18,7 +18,7 @@ from atoll.tracking.compare import (
 )
 from atoll.tracking.curves import History, lower_is_better
 from atoll.tracking.mlflow_tracker import MlflowTracker
-from atoll.tracking.outbox import Drained, Journal, StepRecord, drain
+from atoll.tracking.outbox import Journal, StepRecord
 from atoll.tracking.plots import comparison_plots, plots
 from atoll.tracking.render import insert_between, to_csv, to_html, to_markdown, to_table, to_text
 from atoll.tracking.rows import Row, RunInfo, finite_rows, flatten_params, now_ms
@@ -29,7 +29,6 @@ __all__ = [
     "MEASURES",
     "ArmOutcome",
     "Comparison",
-    "Drained",
     "History",
     "Journal",
     "MemoryRun",
@@ -51,7 +50,6 @@ __all__ = [
     "child_runs",
     "compare",
     "comparison_plots",
-    "drain",
     "finite_rows",
     "flatten_params",
     "insert_between",

@@ -1,4 +1,4 @@
-"""The journal of a run: steps and their metric rows, durable together, and the drain that publishes the rows.
+"""The journal of a run: steps and their metric rows, durable together until they are published.
 
 A server step and its rows are committed in one transaction. Publishing happens later, in any thread or process, and is
 acknowledged by a watermark; a tracking store that is down lets the outbox grow and never stops training. The first row
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import AggregationError, InfrastructureError
 from atoll.tracking.rows import MAX_BATCH_ROWS, Row, finite_rows
-from atoll.tracking.tracker import Tracker
 
-__all__ = ["Drained", "Journal", "StepRecord", "drain"]
+__all__ = ["Journal", "StepRecord"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -203,69 +201,3 @@ class _Transaction:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._db.execute("COMMIT" if kind is None else "ROLLBACK")
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """What a drain did.
-
-    Attributes:
-        published: rows sent and acknowledged.
-        batches: calls that succeeded.
-        failures: calls that failed.
-        pending: rows still waiting; 0 unless the time ran out.
-        error: the last failure's message; empty after a success.
-    """
-
-    published: int
-    batches: int
-    failures: int
-    pending: int
-    error: str = ""
-
-
-def drain(
-    journal: Journal,
-    tracker: Tracker,
-    *,
-    deadline_s: float = 0.0,
-    first_pause_s: float = 0.5,
-    longest_pause_s: float = 30.0,
-    sleep: Callable[[float], object] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> Drained:
-    """Publish pending rows, oldest first, 1,000 a call, and acknowledge each batch after it is stored.
-
-    Killed between publishing and acknowledging, the next drain sends the same batch with the same timestamps, which
-    adds nothing. A tracking store that fails is asked again after a pause that doubles, until `deadline_s` has passed;
-    then the rows stay for the next call. Never raises InfrastructureError.
-
-    Args:
-        journal: opened by the calling thread.
-        tracker: started.
-        deadline_s: how long failures may be waited out, wall seconds; 0 gives up at the first one.
-        first_pause_s: pause after the first failure.
-        longest_pause_s: the pause stops doubling here.
-        sleep: how to wait; an Event's `wait` makes the drain interruptible.
-        clock: monotonic seconds.
-
-    Raises:
-        SpecError: a row that no tracker takes.
-    """
-    until = clock() + deadline_s
-    pause_s = first_pause_s
-    published = batches = failures = 0
-    error = ""
-    while batch := journal.pending(MAX_BATCH_ROWS):
-        try:
-            tracker.publish([row for _, row in batch])
-        except InfrastructureError as failure:
-            failures, error = failures + 1, failure.args[0]
-            if clock() + pause_s > until:
-                break
-            sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_pause_s)
-            continue
-        journal.ack(batch[-1][0])
-        published, batches, pause_s, error = published + len(batch), batches + 1, first_pause_s, ""
-    return Drained(published, batches, failures, journal.num_pending, error)

@@ -1,4 +1,4 @@
-"""The journal and the drain: atomic, first row stands, nothing lost, nothing twice."""
+"""The journal: atomic, first row stands, nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import AggregationError, InfrastructureError, SpecError
-from atoll.tracking import Journal, MemoryTracker, Row, RunInfo, StepRecord, drain
+from atoll.tracking import Journal, Row, StepRecord
 
 
 def rows_of(step, value=1.0, timestamp_ms=5):
@@ -25,30 +25,6 @@ def rows_of(step, value=1.0, timestamp_ms=5):
 def journal(tmp_path):
     with Journal(tmp_path / "journal.db") as opened:
         yield opened
-
-
-def started():
-    tracker = MemoryTracker()
-    tracker.start(RunInfo("e", "n", "k"))
-    return tracker
-
-
-class Flaky(MemoryTracker):
-    """Fails the given number of publishes; with `after`, each batch is stored before the failure."""
-
-    def __init__(self, failures, after=False):
-        super().__init__()
-        self.left, self.after, self.sizes = failures, after, []
-        self.start(RunInfo("e", "n", "k"))
-
-    def publish(self, rows):
-        if self.after:
-            super().publish(rows)
-        if self.left > 0:
-            self.left -= 1
-            raise InfrastructureError("down")
-        self.sizes.append(len(rows))
-        return super().publish(rows)
 
 
 def test_steps_and_rows_survive_reopening(tmp_path):
@@ -124,53 +100,15 @@ def test_any_interleaving_of_commits_and_acks_publishes_each_first_row_once(tmp_
     assert sorted(((r.key, r.step), r.value) for r in published) == sorted(expected.items())
 
 
-def test_draining_sends_batches_of_at_most_a_thousand(journal):
-    journal.commit([], [Row("a", step, step, 5) for step in range(2500)])
-    tracker = Flaky(0)
-    done = drain(journal, tracker)
-    assert (done.published, done.batches, done.failures, done.pending) == (2500, 3, 0, 0)
-    assert tracker.sizes == [1000, 1000, 500]
-    assert drain(journal, tracker).batches == 0
-
-
-def test_a_store_that_is_down_is_asked_again_with_growing_pauses(journal):
-    journal.commit([], rows_of(1))
-    pauses, now = [], [0.0]
-
-    def sleep(seconds):
-        pauses.append(seconds)
-        now[0] += seconds
-
-    tracker = Flaky(4)
-    done = drain(journal, tracker, deadline_s=60, longest_pause_s=2.0, sleep=sleep, clock=lambda: now[0])
-    assert pauses == [0.5, 1.0, 2.0, 2.0]
-    assert (done.published, done.failures, done.pending, done.error) == (2, 4, 0, "")
-
-
-def test_when_the_time_is_up_rows_stay_for_the_next_drain(journal):
-    journal.commit([], rows_of(1))
-    tracker = Flaky(1)
-    done = drain(journal, tracker)
-    assert (done.published, done.failures, done.pending, done.error) == (0, 1, 2, "down")
-    assert drain(journal, tracker).pending == 0
-
-
-def test_a_batch_stored_but_not_acknowledged_adds_nothing_the_second_time(journal):
-    journal.commit([], rows_of(1))
-    tracker = Flaky(1, after=True)
-    assert drain(journal, tracker).pending == 2
-    drain(journal, tracker)
-    assert len(tracker.run.rows) == 2
-
-
-def test_another_process_may_drain_while_this_one_commits(tmp_path):
-    path = tmp_path / "j.db"
+def test_another_process_may_read_while_this_one_commits(tmp_path):
+    path, published = tmp_path / "j.db", []
     with Journal(path) as writer, Journal(path) as reader:
-        tracker = started()
         for step in range(20):
             writer.commit([StepRecord(step, step, "a")], rows_of(step))
-            drain(reader, tracker)
-    assert len(tracker.run.rows) == 40
+            batch = reader.pending(1000)
+            published += [row for _, row in batch]
+            reader.ack(batch[-1][0])
+    assert published == [row for step in range(20) for row in rows_of(step)]
 
 
 def test_a_killed_process_loses_no_committed_step(tmp_path):
