@@ -7,6 +7,7 @@ ends in the same bits whatever pools there are, however often they die, and in w
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +110,8 @@ class Coordinator:
         self._next_call = 0
         self._waiting: list[tuple[int, int, int, Block]] = []
         self._ready: list[tuple[int, int, Block]] = []
-        self._undone: dict[int, Block] = {}
+        #: how many planned blocks, not trained yet, start from each version
+        self._uses: Counter[int] = Counter()
         self._early: dict[int, Step] = {}
         self._to_evaluate: list[tuple[int, int]] = []
         self._evaluated: set[int] = set()
@@ -161,7 +163,7 @@ class Coordinator:
             return
         self._recount()
         for block in call.blocks:
-            self._undone.pop(block.block_id, None)
+            self._uses.subtract(_versions_of(block))
             self._losses.pop(block.block_id, None)
         per_block_s = busy_s / max(len(call.blocks), 1)
         self._block_s = per_block_s if not self._block_s else 0.8 * self._block_s + 0.2 * per_block_s
@@ -239,7 +241,7 @@ class Coordinator:
             for block in window.blocks:
                 if block.step.min() >= self._settings.stop_steps:
                     continue
-                self._undone[block.block_id] = block
+                self._uses.update(_versions_of(block))
                 entry = (int(block.start_version.max()), int(block.step.min()), block.block_id, block)
                 heapq.heappush(self._waiting, entry)
 
@@ -265,14 +267,10 @@ class Coordinator:
 
     def _forget(self, out: list[Instruction]) -> None:
         """Drops the versions that no planned block, no task in flight and no evaluation can still ask for."""
-        if len(self._alive) < 2:
-            return
-        needed = {self.version, *(version for version, _ in self._to_evaluate)}
+        needed = {self.version, *self._in_flight, *(version for version, _ in self._to_evaluate)}
         needed.update(call.version for call in self._calls.values() if call.version is not None)
-        for block in self._undone.values():
-            needed.update(block.start_version.tolist())
-        needed.update(self._in_flight)
-        dead = tuple(sorted(v for v in self._alive if v not in needed and v < self._planner.num_steps))
+        old = [version for version in self._alive if version < self._planner.num_steps]
+        dead = tuple(sorted(v for v in old if v not in needed and not self._uses[v]))
         if dead:
             self._alive.difference_update(dead)
             out.append(Forget(dead, tuple(sorted(self._alive))))
@@ -284,11 +282,16 @@ class Coordinator:
             out.append(Evaluate(pool, self._open(_Call(pool, (), version)), version))
         while self._ready and self._load[self._emptiest()] < _CALLS_PER_POOL:
             pool = self._emptiest()
-            share = -(-len(self._ready) // len(self._load))
-            wanted = int(_CALL_TARGET_S / self._block_s) if self._block_s else 1
-            blocks = tuple(heapq.heappop(self._ready)[2] for _ in range(max(1, min(share, wanted))))
-            versions = sorted({int(v) for block in blocks for v in block.start_version.tolist()})
+            blocks = self._take_blocks()
+            versions = sorted({version for block in blocks for version in _versions_of(block)})
             out.append(Train(pool, self._open(_Call(pool, blocks, None)), blocks, tuple(versions)))
+
+    def _take_blocks(self) -> tuple[Block, ...]:
+        """The next call: blocks of the oldest window only, so that what is due first is not held up by what is not."""
+        window = self._ready[0][0]
+        share = -(-sum(entry[0] == window for entry in self._ready) // len(self._load))
+        wanted = int(_CALL_TARGET_S / self._block_s) if self._block_s else 1
+        return tuple(heapq.heappop(self._ready)[2] for _ in range(max(1, min(share, wanted))))
 
     def _open(self, call: _Call) -> int:
         call_id = self._next_call
@@ -306,8 +309,15 @@ class Coordinator:
             self._load[call.pool] += 1
 
     def _push_ready(self, block: Block) -> None:
-        heapq.heappush(self._ready, (int(block.step.min()), block.block_id, block))
+        window = int(block.step.min()) // self._planner.settings.lookahead_steps
+        heapq.heappush(self._ready, (window, block.block_id, block))
 
     def _next_evaluation(self, version: int) -> int:
         every = self._settings.evaluate_every_steps
         return min(-(-version // every) * every, self._settings.stop_steps)
+
+
+def _versions_of(block: Block) -> list[int]:
+    """Distinct start versions of a block's lanes."""
+    found: list[int] = np.unique(block.start_version).tolist()
+    return found

@@ -39,13 +39,11 @@ class Ledger:
         return {
             "train/loss": sums["loss_sum"] / healthy,
             "train/diverged": float(step.num_diverged),
-            "train/examples": sums["examples"],
             "update/norm": step.update_norm,
             "update/client_norm_mean": sums["delta_norm_sum"] / healthy,
             "staleness/mean": plan.staleness_mean,
             "staleness/p95": plan.staleness_p95,
             "buffer/fill_s": plan.fill_us / 1e6,
-            "buffer/client_updates": float(plan.num_lanes),
             "sim/hours": plan.closed_us / 3.6e9,
             "sim/client_updates": float(self.client_updates),
             "sim/uplink_bytes": float(self.client_updates * self._model_bytes),
