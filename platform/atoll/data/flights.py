@@ -72,7 +72,7 @@ def open_flights(source: Flights) -> ClientTable:
     c = np.empty((len(order), len(facts["categories"])), dtype=np.int16)
     categories: list[Category] = []
     filled = 0
-    names: list[str] = tables["table"].to_pylist()  # type: ignore[assignment]
+    names: list[str] = tables["table"].to_pylist()
     for row, name in enumerate(names):
         rows, height = index[name][order], tables["rows"][row].as_py()
         x_part = to_numpy(tables["x"][row].values).reshape(height, -1)

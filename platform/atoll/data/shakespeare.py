@@ -114,7 +114,7 @@ def open_shakespeare(source: Shakespeare) -> TextWindows:
     roles = pq.ParquetFile(shipped_files() / "shakespeare.parquet").read(columns=["split", "text"])
     unseen = to_numpy(roles["split"].combine_chunks()) != 0
     order = np.argsort(unseen, kind="stable")
-    stored: list[str] = roles["text"].to_pylist()  # type: ignore[assignment]
+    stored: list[str] = roles["text"].to_pylist()
     texts = [stored[row] for row in order]
     code = np.zeros(128, dtype=np.uint8)
     code[[ord(symbol) for symbol in facts["vocabulary"]]] = np.arange(len(facts["vocabulary"]))
