@@ -154,8 +154,13 @@ class Aggregator:
         return closed
 
     def forget(self, live_versions: Iterable[int]) -> None:
-        """Drops kept versions outside `live_versions` (only the mixing form keeps any)."""
+        """Drops kept versions outside `live_versions` that no announced step starts from (mixing keeps any at all)."""
+        if self._rule.form == "delta":
+            self._kept = {}
+            return
         live = {*live_versions, self.model.version}
+        for plan in self._plans.values():
+            live.update(plan.start_versions.tolist())
         self._kept = {version: model for version, model in self._kept.items() if version in live}
 
     def _close(self, plan: StepPlan, total: PartialSum) -> Step:

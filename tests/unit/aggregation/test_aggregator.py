@@ -204,3 +204,20 @@ def test_blocks_that_are_summed_in_part_are_refused() -> None:
     agg.handle(BlockResult((0, 1), (partial(0, [1, 1], lanes=2),)))
     with pytest.raises(AggregationError, match="some of them are summed already"):
         agg.handle(BlockResult((1, 2), (partial(0, [1, 1], lanes=2),)))
+
+
+def test_mixing_keeps_a_start_version_until_its_step_has_closed() -> None:
+    """Work may be done, and the version forgotten elsewhere, long before the step that needs it closes."""
+    agg = aggregator(rule=Rule(ServerSgd(lr=1.0), form="mixing"), stop=2)
+    agg.expect([step_plan(0, 1), step_plan(1, 1, versions=(0,), weights=(1.0,))])
+    agg.handle(BlockResult((1,), (partial(1, [-3.0, -3.0]),)))
+    agg.handle(BlockResult((0,), (partial(0, [-1.0, -1.0]),)))
+    np.testing.assert_array_equal(agg.model.dense, np.float32([3.0, 3.0]))
+    held = aggregator(rule=Rule(ServerSgd(lr=1.0), form="mixing"), stop=2)
+    held.expect([step_plan(0, 1), step_plan(1, 1, versions=(0,), weights=(1.0,))])
+    held.handle(BlockResult((0,), (partial(0, [-1.0, -1.0]),)))
+    held.forget(live_versions=(1,))
+    held.handle(BlockResult((1,), (partial(1, [-3.0, -3.0]),)))
+    np.testing.assert_array_equal(held.model.dense, np.float32([3.0, 3.0]))
+    held.forget(live_versions=(2,))
+    assert list(held._kept) == [2]
