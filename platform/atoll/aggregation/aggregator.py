@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -153,15 +153,20 @@ class Aggregator:
             closed.append(self._close(plan, buffer.total))
         return closed
 
-    def forget(self, live_versions: Iterable[int]) -> None:
-        """Drops kept versions outside `live_versions` that no announced step starts from (mixing keeps any at all)."""
+    def forget(self, live_versions: Collection[int]) -> None:
+        """Drops kept versions that nothing can start from any more; only the mixing form keeps any at all.
+
+        Kept are `live_versions`, what announced steps start from, and every version newer than all of `live_versions`:
+        whoever names them has not heard of those yet, and tasks still in flight may have started there.
+        """
         if self._rule.form == "delta":
             self._kept = {}
             return
         live = {*live_versions, self.model.version}
+        newest_known = max(live_versions, default=-1)
         for plan in self._plans.values():
             live.update(plan.start_versions.tolist())
-        self._kept = {version: model for version, model in self._kept.items() if version in live}
+        self._kept = {v: model for v, model in self._kept.items() if v in live or v > newest_known}
 
     def _close(self, plan: StepPlan, total: PartialSum) -> Step:
         divisor = plan.divisor
@@ -170,7 +175,8 @@ class Aggregator:
         if self._rule.normalizer == "sum":
             divisor = 1.0
         scale = 1.0 / (self._grid.scale * divisor) if divisor > 0 else 0.0
-        drift = self._mixing_drift(plan, divisor)
+        # FedAsync steps at every arrival: a step whose task diverged has nothing to mix with, and stays where it is.
+        drift = None if total.num_diverged == total.num_lanes else self._mixing_drift(plan, divisor)
         arrays, norm_sq = [], 0.0
         for index, old in enumerate((self.model.dense, *self.model.tables)):
             extra = None if drift is None else drift[index]

@@ -221,3 +221,26 @@ def test_mixing_keeps_a_start_version_until_its_step_has_closed() -> None:
     np.testing.assert_array_equal(held.model.dense, np.float32([3.0, 3.0]))
     held.forget(live_versions=(2,))
     assert list(held._kept) == [2]
+
+
+def test_mixing_keeps_versions_that_the_sender_of_forget_has_not_heard_of() -> None:
+    """The coordinator hears of closed steps later than they close, and later windows may start from them."""
+    agg = aggregator(rule=Rule(ServerSgd(lr=1.0), form="mixing"), stop=4)
+    agg.expect([step_plan(step, 1, versions=(step,)) for step in range(3)])
+    for step in range(3):
+        agg.handle(BlockResult((step,), (partial(step, [-1.0, -1.0]),)))
+    agg.forget(live_versions=(0,))
+    agg.expect([step_plan(3, 1, versions=(1,))])
+    (closed,) = agg.handle(BlockResult((3,), (partial(3, [-1.0, -1.0]),)))
+    np.testing.assert_array_equal(closed.model.dense, np.float32([2.0, 2.0]))
+    agg.forget(live_versions=(3, 4))
+    assert sorted(agg._kept) == [3, 4]
+
+
+def test_mixing_with_a_diverged_task_moves_nothing() -> None:
+    """Not towards the version that the task started from either: it has no model to mix with."""
+    agg = aggregator(rule=Rule(ServerSgd(lr=1.0), form="mixing"), stop=2)
+    agg.expect([step_plan(0, 1), step_plan(1, 1, versions=(0,))])
+    agg.handle(BlockResult((0,), (partial(0, [-1.0, -1.0]),)))
+    (closed,) = agg.handle(BlockResult((1,), (partial(1, [0.0, 0.0], diverged=1),)))
+    np.testing.assert_array_equal(closed.model.dense, np.float32([1.0, 1.0]))
