@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, Problem, SpecError
 
 __all__ = ["app", "main"]
 
@@ -137,8 +137,11 @@ def schema(
     text = json.dumps(json_schema(), indent=2)
     if out is None:
         typer.echo(text)
-    else:
+        return
+    try:
         out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError([Problem("out", repr(str(out)), "a file that may be written", str(error))]) from error
 
 
 def _echo_object(found: dict[str, Any]) -> None:

@@ -72,10 +72,17 @@ def _open_custom(source: CustomSource) -> ClientData:
         raise SpecError([Problem(place, repr(source.factory), "package.module:function")])
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         hint = "is the package installed where atoll runs?"
         raise SpecError([Problem(place, repr(source.factory), "a function to import", str(error), hint)]) from error
-    data = factory(**source.arguments)
+    try:
+        data = factory(**source.arguments)
+    except SpecError:
+        raise
+    except Exception as error:
+        # The factory is foreign code: whatever it raises is an answer to the spec.
+        why, hint = f"{type(error).__name__}: {error}", "data.arguments must fit the function"
+        raise SpecError([Problem(place, repr(source.factory), "a function that works", why, hint)]) from error
     if not isinstance(data, ClientData):
         absent = [name for name in _MEMBERS if not hasattr(data, name)]
         got = f"{source.factory!r}, which returned {type(data).__name__} without {', '.join(absent)}"

@@ -129,11 +129,18 @@ def compare_runs(
 
 
 def write_comparison(comparison: Comparison, folder: Path, title: str) -> tuple[str, str]:
-    """Writes `comparison.html` (self-contained, with plots) and `comparison.csv`; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `comparison.html` (self-contained, with plots) and `comparison.csv`; returns their paths.
+
+    Raises:
+        SpecError: they cannot be written there.
+    """
     html, csv = folder / "comparison.html", folder / "comparison.csv"
-    html.write_text(to_html(comparison, title), encoding="utf-8")
-    csv.write_text(to_csv(comparison), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        html.write_text(to_html(comparison, title), encoding="utf-8")
+        csv.write_text(to_csv(comparison), encoding="utf-8")
+    except OSError as error:
+        raise SpecError([Problem("out", repr(str(folder)), "a folder that may be written", str(error))]) from error
     return str(html), str(csv)
 
 

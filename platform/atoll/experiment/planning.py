@@ -22,7 +22,7 @@ from atoll.experiment.wiring import (
     tasks_per_step,
     weighting_of,
 )
-from atoll.models import ModelShape
+from atoll.models import ModelShape, load_version
 from atoll.plan import (
     Planner,
     PlanSettings,
@@ -138,6 +138,8 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     data = open_data(source_of(resolved))
     shape = shape_of(resolved, data.shape)
     _check_evaluation(resolved, data)
+    if resolved.model.init_from is not None:
+        load_version(resolved.model.init_from, shape)
     planner = make_planner(resolved, data, shape)
     steps, lanes = resolved.stop.server_steps, planner.settings.lanes
     builder = SummaryBuilder(steps, lanes, shape.bytes)
@@ -174,6 +176,8 @@ def _check_evaluation(spec: sp.Spec, data: ClientData) -> None:
     if not rows.get(split):
         known = ", ".join(f"{name} ({number} rows)" for name, number in rows.items()) or "none at all"
         hint = f"The data holds out: {known}"
+        if not rows and spec.data.kind == "arrays":
+            hint += "; an .npz file holds out x_test and y_test"
         problems.append(Problem("evaluation.split", repr(split), "a split of this data with rows", hint=hint))
     if "auc" in spec.evaluation.metrics and data.shape.task != "binary":
         found, why = f"auc with {data.shape.num_classes} classes", "AUC compares two classes"

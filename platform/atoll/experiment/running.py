@@ -346,6 +346,8 @@ def _timeline_facts(folder: Path) -> dict[str, Any]:
 
     columns = ["start_us", "finish_us", "start_version", "step"]
     table = pq.read_table(folder / "timeline.parquet", columns=columns)
+    if not table.num_rows:
+        return {}
     start, finish, version, step = (table.column(name).to_numpy() for name in columns)
     is_used = step >= 0
     counts = np.bincount(step[is_used] - version[is_used])

@@ -176,17 +176,24 @@ def check_memory(summary: PlanSummary, *, model_bytes: int, block_bytes: int, bu
     blocks_bytes = workers * block_bytes
     if versions_bytes + blocks_bytes <= budget_bytes:
         return
-    gib = 2.0**30
     raise PlanError(
         [
             Problem(
                 "runtime.memory_bytes",
-                f"{(versions_bytes + blocks_bytes) / gib:.2f} GiB needed: {summary.peak_live_versions} live model "
-                f"versions x {model_bytes / gib:.3f} GiB, {workers} blocks x {block_bytes / gib:.3f} GiB",
-                f"at most {budget_bytes / gib:.2f} GiB",
+                f"{_size(versions_bytes + blocks_bytes)} needed: {summary.peak_live_versions} live model versions x "
+                f"{_size(model_bytes)}, {workers} blocks x {_size(block_bytes)}",
+                f"at most {_size(budget_bytes)}",
                 why="every version is kept until the last task that started from it has trained",
                 hint="lower schedule.concurrency or runtime.lanes, raise schedule.buffer_goal, set "
                 "schedule.max_staleness, take a smaller model, or more memory",
             )
         ]
     )
+
+
+def _size(num_bytes: float) -> str:
+    """In the largest binary unit that leaves a number ≥ 1."""
+    if num_bytes < 2**10:
+        return f"{num_bytes:.0f} bytes"
+    exponent, unit = next((e, u) for e, u in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if num_bytes >= 2**e)
+    return f"{num_bytes / 2**exponent:.3f} {unit}"

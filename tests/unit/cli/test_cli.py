@@ -281,8 +281,19 @@ def test_a_tracking_server_that_does_not_answer(atoll: Terminal) -> None:
 
 
 def test_more_memory_than_there_is(atoll: Terminal) -> None:
-    says = ("runtime.memory_bytes", "GiB needed", "at most")
+    says = ("runtime.memory_bytes", "KiB needed", "at most 1000 bytes")
     refused(atoll, "plan", atoll.write(), "runtime.memory_bytes=1000", says=says)
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "tiny.yaml", "."])
+def test_start_weights_that_are_none(atoll: Terminal, command: str, name: str) -> None:
+    refused(atoll, command, atoll.write(), f"model.init_from={name}", says=("model.init_from", f"'{name}'"))
+
+
+def test_reports_that_cannot_be_written(atoll: Terminal) -> None:
+    refused(atoll, "schema", "--out", "no/such/folder.json", says=("out", "a file that may be written"))
+    refused(atoll, "schema", "--out", ".", says=("out", "a file that may be written"))
 
 
 def test_an_unknown_command(atoll: Terminal) -> None:

@@ -106,6 +106,7 @@ def test_all_bad_parameters_are_named_at_once() -> None:
 def module() -> ModuleType:
     module = ModuleType("factory_of_wrong_things")
     module.text = lambda: "not data"
+    module.broken = lambda: 1 // 0
     sys.modules[module.__name__] = module
     yield module
     del sys.modules[module.__name__]
@@ -117,6 +118,7 @@ def module() -> ModuleType:
         ("no_colon", "package.module:function"),
         ("absent_package_of_mine:make", "installed"),
         ("factory_of_wrong_things:absent", "a function to import"),
+        ("factory_of_wrong_things:broken", "a function that works. ZeroDivisionError"),
         ("factory_of_wrong_things:text", "returned str without shape"),
     ],
 )

@@ -203,6 +203,13 @@ def test_a_target_ends_the_run_in_its_own_direction(uri: str, tmp_path: Path, me
     assert report.timeline_digest == found.timeline_digest
 
 
+def test_a_target_that_version_0_reaches_takes_no_step(uri: str, tmp_path: Path) -> None:
+    stop = {"server_steps": 5, "target": {"metric": "auc", "value": 0.01}}
+    found = run(spec_of(uri, stop=stop), runs_folder=tmp_path)
+    assert (found.reason, found.server_steps, found.client_updates) == ("target reached", 0, 0)
+    assert load(found.folder) == found
+
+
 def test_a_target_out_of_reach_takes_all_steps(uri: str, tmp_path: Path) -> None:
     stop = {"server_steps": 5, "target": {"metric": "auc", "value": 1.5}}
     found = run(spec_of(uri, stop=stop), runs_folder=tmp_path)
