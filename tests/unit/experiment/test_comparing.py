@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import SpecError
-from atoll.experiment import ComparisonRun, compare_runs, load, outcome_dict, run, run_comparison
+from atoll.experiment import ComparisonRun, compare_runs, load, outcome_dict, run, run_comparison, write_comparison
 from atoll.tracking import child_runs, compare
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
@@ -125,6 +125,12 @@ def test_arms_that_plan_refuses_stop_the_comparison_before_it_starts(uri: str, t
     with pytest.raises(Exception, match="memory_bytes"):
         run_comparison(spec_of(uri, comparison=comparison), runs_folder=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_report_that_cannot_be_written(finished: ComparisonRun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SpecError, match=r"out: got .*; need a folder that may be written"):
+        write_comparison(finished.comparison, tmp_path / "file", "title")
 
 
 def test_compare_needs_two(folder: Path) -> None:
