@@ -63,7 +63,7 @@ class ClientPool:
             ClientWorkError: client code raised; tells which block, clients and versions.
         """
         started = time.perf_counter()
-        self._take(forget, bundles)
+        self._take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
         if self._learner is None:
             raise AssertionError("ClientPool.train before open")
         results = [train_block(self._learner, block, self._versions) for block in blocks]
@@ -75,7 +75,7 @@ class ClientPool:
     ) -> tuple[float, dict[str, float]]:
         """(busy seconds, metrics) of one version."""
         started = time.perf_counter()
-        self._take(forget, bundles)
+        self._take({version}, forget, bundles)
         if self._evaluator is None:
             if self._make_evaluator is None:
                 raise AssertionError("ClientPool.evaluate before open")
@@ -83,11 +83,12 @@ class ClientPool:
         metrics = evaluate_version(self._evaluator, self._versions[version])
         return time.perf_counter() - started, metrics
 
-    def _take(self, forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
+    def _take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
         for version in forget:
             self._versions.pop(version, None)
+        # Of a bundle only what was asked for: nobody would ever tell this pool to forget the rest.
         for bundle in bundles:
-            self._versions.update({model.version: model for model in bundle})
+            self._versions.update({model.version: model for model in bundle if model.version in wanted})
 
 
 def train_block(learner: Learner, block: Block, versions: dict[int, ModelVersion]) -> BlockResult:
