@@ -10,7 +10,7 @@ from typing import Any
 from atoll import spec as sp
 from atoll.errors import Problem, SpecError
 from atoll.experiment.planning import SpecLike, as_spec, plan
-from atoll.experiment.running import RUNS_FOLDER, Run, load, run, session_for
+from atoll.experiment.running import RUNS_FOLDER, Run, check_places, load, observing, run, session_for
 from atoll.tracking import (
     Comparison,
     MlflowTracker,
@@ -70,6 +70,7 @@ def run_comparison(
     reports = [plan(one) for _, _, one in arms]
     uri = absolute_uri(resolved.tracking.uri)
     preflight(uri)
+    check_places(resolved, runs_folder)
     tracker = MlflowTracker(uri, resolved.tracking.artifacts)
     largest = max(reports, key=lambda report: report.summary.peak_live_versions * report.model_bytes)
     experiment = resolved.tracking.experiment or resolved.name
@@ -86,14 +87,16 @@ def run_comparison(
                         runs_folder=runs_folder)
                 )  # fmt: skip
     except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with observing():
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     baseline = None if resolved.comparison is None else resolved.comparison.baseline
     comparison = compare([one.summary() for one in runs], baseline)
     html, csv = write_comparison(comparison, folder / f"comparison-{parent_id[:8]}", resolved.name)
     (folder / f"comparison-{parent_id[:8]}" / "spec.yaml").write_text(sp.dump(resolved))
-    tracker.artifact(Path(html).parent)
-    tracker.finish("FINISHED")
+    with observing():
+        tracker.artifact(Path(html).parent)
+        tracker.finish("FINISHED")
     return ComparisonRun(comparison, tuple(runs), html, csv, parent_id)
 
 

@@ -36,7 +36,7 @@ from atoll.tracking import (
 if TYPE_CHECKING:
     from atoll.runtime import RunResult
 
-__all__ = ["Run", "load", "run", "session_for"]
+__all__ = ["Run", "check_places", "load", "observing", "run", "session_for"]
 
 RUNS_FOLDER = "runs"
 _RESULT_FILE = "result.json"
@@ -204,6 +204,7 @@ def run(
     report = plan(resolved)
     uri = absolute_uri(resolved.tracking.uri)
     preflight(uri)
+    check_places(resolved, runs_folder)
     _check_device(resolved)
     folder = _new_folder(resolved, Path(runs_folder))
     info = _run_info(resolved, report, folder, parent_run_id, arm)
@@ -212,13 +213,13 @@ def run(
     try:
         result = _execute(resolved, report, folder, uri, info, session, on_progress)
     except BaseException as error:
-        with _observing():
+        with observing():
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     finished = _finished(resolved, result, folder, run_id, uri, info, arm)
     (folder / _RESULT_FILE).write_text(json.dumps(asdict(finished), indent=2, default=dict))
     artifacts = _write_artifacts(resolved, finished, result.model)
-    with _observing():
+    with observing():
         for path, place in artifacts:
             tracker.artifact(path, place)
         tracker.tags(summary_tags(arm, resolved.seed, finished.summary().target, finished.summary().digests))
@@ -227,7 +228,7 @@ def run(
 
 
 @contextmanager
-def _observing() -> Iterator[None]:
+def observing() -> Iterator[None]:
     """Tracking observes, it never answers: a store that fails now does not fail the run, which is in its folder."""
     try:
         yield
@@ -261,6 +262,26 @@ def _execute(
         return run_on_ray(parts, session, on_progress=on_progress)
     with session_for(spec, report) as own:
         return run_on_ray(parts, own, on_progress=on_progress)
+
+
+def check_places(spec: sp.Spec, runs_folder: str | Path) -> None:
+    """Refuses folders of results that cannot be made or written; creates nothing.
+
+    Raises:
+        SpecError: the folder of runs, or `tracking.artifacts` where that is a folder of this machine.
+    """
+    places = {"runs": str(runs_folder)}
+    if spec.tracking.artifacts is not None and "://" not in spec.tracking.artifacts:
+        places["tracking.artifacts"] = spec.tracking.artifacts
+    problems = []
+    for place, text in places.items():
+        folder = Path(text).absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = f"{there} is {'read-only' if there.is_dir() else 'not a folder'}"
+            problems.append(Problem(place, repr(text), "a folder that may be written", why))
+    if problems:
+        raise SpecError(problems)
 
 
 def _check_device(spec: sp.Spec) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.errors import SpecError
+from atoll.errors import InfrastructureError, SpecError
 from atoll.experiment import ComparisonRun, compare_runs, load, outcome_dict, run, run_comparison, write_comparison
-from atoll.tracking import child_runs, compare
+from atoll.tracking import MlflowTracker, child_runs, compare
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
 
@@ -117,6 +117,20 @@ def test_the_same_runs_compared_later(finished: ComparisonRun, uri: str, folder:
     other = compare_runs(ids, metric="loss", value=0.0, baseline="single", runs_folder=folder)
     assert [arm.num_reached for arm in other.arms] == [0, 0]
     assert compare([one.summary() for one in finished.runs], "single").target.key == "eval/loss"
+
+
+def test_a_store_that_is_gone_at_the_end_does_not_fail_the_comparison(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_) -> None:
+        raise InfrastructureError("tracking store failed at closing the run: gone")
+
+    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
+    monkeypatch.setattr(MlflowTracker, "finish", gone)
+    comparison = {"seeds": [1], "arms": ARMS, "baseline": "single"}
+    found = run_comparison(spec_of(uri, comparison=comparison), runs_folder=tmp_path)
+    assert Path(found.html).is_file()
+    assert caplog.text.count("gone; the run's own folder holds everything") == 3
 
 
 def test_arms_that_plan_refuses_stop_the_comparison_before_it_starts(uri: str, tmp_path: Path) -> None:

@@ -265,6 +265,15 @@ def test_a_tracking_server_that_does_not_answer(tmp_path: Path) -> None:
     refused(r"tracking\.uri: got 'http://127\.0\.0\.1:9'", spec_of("http://127.0.0.1:9"), tmp_path)
 
 
+def test_folders_that_cannot_be_written(uri: str, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    mapping = spec_of(uri, tracking={"uri": uri, "artifacts": str(in_the_way / "kept")})
+    refused(r"tracking\.artifacts: got .*; need a folder that may be written. .* is not a folder", mapping, tmp_path)
+    with pytest.raises(SpecError, match=r"runs: got .*; need a folder that may be written"):
+        run(spec_of(uri), runs_folder=in_the_way)
+
+
 def test_a_device_that_is_not_there(uri: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
