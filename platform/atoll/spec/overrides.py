@@ -72,7 +72,8 @@ def _set(top: dict[str, Any], keys: Sequence[str], value: Any) -> Problem | None
             why = f"{dotted(keys[: index + 1])} is {shown(inner)}, which has no fields"
             return Problem(dotted(keys), shown(value), f"a key that exists ({what})", why, hint)
         section, node = inner, below
-    if keys[-1] == "kind" and node is not None and section.get("kind", value) != value:
+    has_kind = node is not None and (kinds_of(node) or "kind" in fields_of(node))
+    if keys[-1] == "kind" and node is not None and has_kind and section.get("kind", value) != value:
         return _changed_kind(keys, value, section, node)
     section[keys[-1]] = value
     return None
