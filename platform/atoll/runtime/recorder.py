@@ -30,6 +30,7 @@ class Recorder:
         self._outbox, self._coordinator = outbox, coordinator
         self._started = self._committed = time.perf_counter()
         self._rows: list[MetricRow] = []
+        self._evaluated_version = 0
         self.last_evaluation: dict[str, float] = {}
         self.last_step: dict[str, float] = {}
 
@@ -42,7 +43,9 @@ class Recorder:
         """Queues the metrics of a server step or of an evaluated version."""
         values = dict(metrics)
         if any(key.startswith("eval/") for key in values):
-            self.last_evaluation = values
+            # Pools evaluate side by side: an older version's metrics may come last.
+            if step >= self._evaluated_version:
+                self._evaluated_version, self.last_evaluation = step, values
         else:
             values["wall_s"] = self.wall_s
             values["wall_updates_per_s"] = self._coordinator.ledger.client_updates / max(self.wall_s, 1e-9)
