@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from atoll.errors import ClientWorkError
+from atoll.errors import ClientWorkError, InfrastructureError
 from atoll.experiment import Run, run
 from atoll.runtime.session import RaySession
 from atoll.tracking.mlflow_tracker import client as mlflow_client
@@ -151,6 +151,34 @@ class Raising(torch.nn.Module):
         if torch.is_grad_enabled():
             raise RuntimeError("no such sensor")
         return self.layer(x)
+
+
+def own_processes(title: str) -> list[int]:
+    """Process ids below this process whose command line holds `title`."""
+    parents, titles = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            pid = int(path.name)
+            parents[pid] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[pid] = (path / "cmdline").read_text()
+        except OSError:
+            continue  # it has ended meanwhile
+    mine = {os.getpid()}
+    for _ in range(4):  # driver, raylet, workers
+        mine |= {pid for pid, parent in parents.items() if parent in mine}
+    return [pid for pid in mine if title in titles.get(pid, "")]
+
+
+def test_a_killed_aggregator_ends_the_run_with_a_clear_message(cluster: RaySession, uri: str, folder: Path) -> None:
+    def kill(figures: dict[str, float]) -> None:
+        if figures.get("step", 0) >= 3:
+            for pid in own_processes("ray::AggregatorShell"):
+                os.kill(pid, signal.SIGKILL)
+
+    spec = spec_of(uri, name="beheaded", stop={"server_steps": 5_000}, runtime=on_ray(2))
+    with pytest.raises(InfrastructureError, match="the aggregator process, or what it held, was lost") as caught:
+        run(spec, session=part_of(cluster, 2), on_progress=kill, runs_folder=folder)
+    assert caught.value.exit_code == 3
 
 
 def test_client_code_that_raises(cluster: RaySession, uri: str, folder: Path) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from atoll.errors import AtollError, InfrastructureError
 from atoll.messages import ModelVersion
@@ -82,10 +82,13 @@ def run_on_ray(
             signal.signal(signal.SIGINT, previous)
         raise
     except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, AtollError) else None
-        if cause is None:
-            raise
-        raise cause from None
+        if isinstance(error.cause, AtollError):
+            raise error.cause from None
+        if isinstance(error.cause, RayError):
+            # Pools and tracker are replaced where they die; what is left is the aggregator, or an object it held.
+            story = str(error.cause).strip().splitlines()[0]
+            raise InfrastructureError(f"the aggregator process, or what it held, was lost: {story}") from error
+        raise
     except RayActorError as error:
         raise InfrastructureError(f"the coordinator process died: {error}") from error
     finally:
