@@ -67,6 +67,7 @@ def run_comparison(
     """
     resolved = as_spec(spec, overrides)
     arms = sp.arms(resolved)
+    _check_target(arms)
     reports = [plan(one) for _, _, one in arms]
     uri = absolute_uri(resolved.tracking.uri)
     preflight(uri)
@@ -98,6 +99,16 @@ def run_comparison(
         tracker.artifact(Path(html).parent)
         tracker.finish("FINISHED")
     return ComparisonRun(comparison, tuple(runs), html, csv, parent_id)
+
+
+def _check_target(arms: Sequence[tuple[str, int, sp.Spec]]) -> None:
+    """Runs are compared by their costs until one target: without it they would train for nothing."""
+    targets = {(None if t is None else f"{t.metric} {t.value:g}") for t in (one.stop.target for _, _, one in arms)}
+    if len(targets) == 1 and None not in targets:
+        return
+    found = ", ".join(sorted(text or "none" for text in targets))
+    why, hint = "arms are compared by what they cost until it", "Set stop.target={metric: loss, value: 0.5}"
+    raise SpecError([Problem("stop.target", found, "one target that all arms share", why, hint)])
 
 
 def compare_runs(

@@ -41,6 +41,8 @@ __all__ = ["Coordinator", "CoordinatorSettings", "Target"]
 _CALLS_PER_POOL = 2
 #: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time).
 _CALL_TARGET_S = 0.3
+#: An evaluation in units of `_cost`: about as much as a block.
+_EVALUATION_COST = 2000.0
 #: Windows planned beyond the open one, so that blocks on old versions fill the pools while a step closes.
 _WINDOWS_AHEAD = 2
 #: A call that loses its pool this often ends the run: the work itself kills workers.
@@ -88,6 +90,7 @@ class _Call:
     pool: int
     blocks: tuple[Block, ...]
     version: int | None
+    cost: float
 
 
 class Coordinator:
@@ -105,7 +108,7 @@ class Coordinator:
         self.version = 0
         self._windows: list[Window] = []
         self._rows: list[npt.NDArray[np.void]] = []
-        self._load = [0] * num_pools
+        self._num_pools = num_pools
         self._calls: dict[int, _Call] = {}
         self._next_call = 0
         self._waiting: list[tuple[int, int, int, Block]] = []
@@ -119,7 +122,8 @@ class Coordinator:
         self._alive: set[int] = {0}
         #: start versions of tasks that no window holds yet: in flight when the last window ends
         self._in_flight: tuple[int, ...] = (0,)
-        self._block_s = 0.0
+        #: wall seconds per unit of cost, a running mean; it sizes calls and decides no bit
+        self._cost_s = 0.0
         self._stop_at = settings.stop_steps
         self._is_target_reached = False
         self.is_finished = False
@@ -149,7 +153,6 @@ class Coordinator:
                     self._closed(self._early.pop(self.version), out)
             case Evaluated(call, version, metrics, _):
                 if self._calls.pop(call, None) is not None:
-                    self._recount()
                     self._judge(version, dict(metrics), out)
             case PoolLost(pool):
                 self._lost(pool)
@@ -161,12 +164,11 @@ class Coordinator:
         call = self._calls.pop(call_id, None)
         if call is None:
             return
-        self._recount()
         for block in call.blocks:
             self._uses.subtract(_versions_of(block))
             self._losses.pop(block.block_id, None)
-        per_block_s = busy_s / max(len(call.blocks), 1)
-        self._block_s = per_block_s if not self._block_s else 0.8 * self._block_s + 0.2 * per_block_s
+        found = busy_s / call.cost
+        self._cost_s = found if not self._cost_s else 0.8 * self._cost_s + 0.2 * found
 
     def _closed(self, step: Step, out: list[Instruction]) -> None:
         self.version = step.model.version
@@ -204,7 +206,6 @@ class Coordinator:
                         "The work itself seems to end the process: out of memory? Lower runtime.lanes or the model."
                     )
                 self._push_ready(block)
-        self._recount()
 
     # ---- decisions ----------------------------------------------------------------------------------------------
 
@@ -277,36 +278,47 @@ class Coordinator:
 
     def _dispatch(self, out: list[Instruction]) -> None:
         while self._to_evaluate:
-            pool = self._emptiest()
+            pool = min(range(self._num_pools), key=self._load)
             _, version = heapq.heappop(self._to_evaluate)
-            out.append(Evaluate(pool, self._open(_Call(pool, (), version)), version))
-        while self._ready and self._load[self._emptiest()] < _CALLS_PER_POOL:
-            pool = self._emptiest()
+            out.append(Evaluate(pool, self._open(_Call(pool, (), version, _EVALUATION_COST)), version))
+        while self._ready:
+            free = [pool for pool in range(self._num_pools) if self._num_calls(pool) < _CALLS_PER_POOL]
+            if not free:
+                return
+            pool = min(free, key=self._load)
             blocks = self._take_blocks()
             versions = sorted({version for block in blocks for version in _versions_of(block)})
-            out.append(Train(pool, self._open(_Call(pool, blocks, None)), blocks, tuple(versions)))
+            call = _Call(pool, blocks, None, sum(map(_cost, blocks)))
+            out.append(Train(pool, self._open(call), blocks, tuple(versions)))
 
     def _take_blocks(self) -> tuple[Block, ...]:
-        """The next call: blocks of the oldest window only, so that what is due first is not held up by what is not."""
+        """The next call: blocks of the oldest window only, so that what is due first is not held up by what is not.
+
+        As many as make a call worth its overhead, but no more than half a pool's fair share of what is ready.
+        """
         window = self._ready[0][0]
-        share = -(-sum(entry[0] == window for entry in self._ready) // len(self._load))
-        wanted = int(_CALL_TARGET_S / self._block_s) if self._block_s else 1
-        return tuple(heapq.heappop(self._ready)[2] for _ in range(max(1, min(share, wanted))))
+        ready = sum(_cost(entry[2]) for entry in self._ready if entry[0] == window)
+        limit = ready / (_CALLS_PER_POOL * self._num_pools)
+        if self._cost_s:
+            limit = min(limit, _CALL_TARGET_S / self._cost_s)
+        blocks = [heapq.heappop(self._ready)[2]]
+        taken = _cost(blocks[0])
+        while taken < limit and self._ready and self._ready[0][0] == window:
+            blocks.append(heapq.heappop(self._ready)[2])
+            taken += _cost(blocks[-1])
+        return tuple(blocks)
 
     def _open(self, call: _Call) -> int:
         call_id = self._next_call
         self._next_call += 1
         self._calls[call_id] = call
-        self._load[call.pool] += 1
         return call_id
 
-    def _emptiest(self) -> int:
-        return min(range(len(self._load)), key=self._load.__getitem__)
+    def _load(self, pool: int) -> float:
+        return sum(call.cost for call in self._calls.values() if call.pool == pool)
 
-    def _recount(self) -> None:
-        self._load = [0] * len(self._load)
-        for call in self._calls.values():
-            self._load[call.pool] += 1
+    def _num_calls(self, pool: int) -> int:
+        return sum(call.pool == pool for call in self._calls.values())
 
     def _push_ready(self, block: Block) -> None:
         window = int(block.step.min()) // self._planner.settings.lookahead_steps
@@ -315,6 +327,11 @@ class Coordinator:
     def _next_evaluation(self, version: int) -> int:
         every = self._settings.evaluate_every_steps
         return min(-(-version // every) * every, self._settings.stop_steps)
+
+
+def _cost(block: Block) -> float:
+    """Work of a block in arbitrary units: its examples, and something for every lane."""
+    return float(block.num_examples.sum()) + 8.0 * block.num_lanes
 
 
 def _versions_of(block: Block) -> list[int]:

@@ -185,7 +185,11 @@ def _lock(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.with_name(f".{path.name}.lock").open("w") as file:
+    try:
+        file = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise _refuse(f"sqlite:///{path}", "a file in a folder that may be written", str(error)) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -237,6 +241,6 @@ def _free_port(port: int | None) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port or 0))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise SpecError([Problem("port", str(port), "a free port", str(error), "leave it out")]) from error
         return int(probe.getsockname()[1])

@@ -319,6 +319,16 @@ def test_ui_of_a_store_that_cannot_be(atoll: Terminal) -> None:
     refused(atoll, "ui", "--uri", "sqlite:///no/such/folder/mlflow.db", says=("tracking.uri", "existing folder"))
 
 
+def test_ui_on_a_port_that_cannot_be(atoll: Terminal, mlflow_uri: str) -> None:
+    refused(atoll, "ui", "--uri", mlflow_uri, "--port", "99999", says=("port", "99999", "a free port"))
+
+
+def test_a_store_whose_folder_takes_no_files(atoll: Terminal) -> None:
+    if not Path("/proc").is_dir():
+        pytest.skip("no folder that even root may not write to")
+    refused(atoll, "ui", "--uri", "sqlite:////proc/mlflow.db", says=("tracking.uri", "may be written"))
+
+
 # ---- failures on the way ------------------------------------------------------------------------------------------
 
 

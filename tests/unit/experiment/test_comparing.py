@@ -133,6 +133,20 @@ def test_a_store_that_is_gone_at_the_end_does_not_fail_the_comparison(
     assert caplog.text.count("gone; the run's own folder holds everything") == 3
 
 
+@pytest.mark.parametrize(
+    ("target", "arm", "found"),
+    [(None, {}, "none"), ({"metric": "loss", "value": 0.5}, {"stop.target.value": 0.4}, "loss 0")],
+)
+def test_arms_without_one_target_are_refused_before_they_train(
+    uri: str, tmp_path: Path, target: dict | None, arm: dict, found: str
+) -> None:
+    comparison = {"seeds": [1], "arms": {"one": {}, "other": arm}, "baseline": "one"}
+    spec = spec_of(uri, comparison=comparison, stop={"server_steps": 8, "target": target})
+    with pytest.raises(SpecError, match=rf"stop\.target: got {found}.*; need one target that all arms share"):
+        run_comparison(spec, runs_folder=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_arms_that_plan_refuses_stop_the_comparison_before_it_starts(uri: str, tmp_path: Path) -> None:
     arms = {"small": {}, "big": {"runtime.memory_bytes": 100}}
     comparison = {"seeds": [1], "arms": arms, "baseline": "small"}
