@@ -103,12 +103,12 @@ def run_comparison(
 
 def _check_target(arms: Sequence[tuple[str, int, sp.Spec]]) -> None:
     """Runs are compared by their costs until one target: without it they would train for nothing."""
-    targets = {(None if t is None else f"{t.metric} {t.value:g}") for t in (one.stop.target for _, _, one in arms)}
-    if len(targets) == 1 and None not in targets:
+    targets = {(t.metric, t.value) for t in (one.stop.target for _, _, one in arms) if t is not None}
+    if len(targets) == 1:
         return
-    found = ", ".join(sorted(text or "none" for text in targets))
+    found = ", ".join(f"{metric} {value:g}" for metric, value in sorted(targets)) or "none"
     why, hint = "arms are compared by what they cost until it", "Set stop.target={metric: loss, value: 0.5}"
-    raise SpecError([Problem("stop.target", found, "one target that all arms share", why, hint)])
+    raise SpecError([Problem("stop.target", found, "one target for all arms", why, hint)])
 
 
 def compare_runs(

@@ -142,7 +142,7 @@ def test_arms_without_one_target_are_refused_before_they_train(
 ) -> None:
     comparison = {"seeds": [1], "arms": {"one": {}, "other": arm}, "baseline": "one"}
     spec = spec_of(uri, comparison=comparison, stop={"server_steps": 8, "target": target})
-    with pytest.raises(SpecError, match=rf"stop\.target: got {found}.*; need one target that all arms share"):
+    with pytest.raises(SpecError, match=rf"stop\.target: got {found}.*; need one target for all arms"):
         run_comparison(spec, runs_folder=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
