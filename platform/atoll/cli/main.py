@@ -28,7 +28,7 @@ app = typer.Typer(
 
 #: what typer raises for wrong usage: its own copy of click's class in new releases, click's in old ones
 _UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-_INTERRUPTED = "interrupted; metrics and timeline so far are in the run's folder and in MLflow"
+_INTERRUPTED = "interrupted; a run that had started keeps its metrics and timeline so far, in its folder and in MLflow"
 
 Config = Annotated[Path, typer.Argument(help="The experiment, a YAML file such as configs/fedbuff_flights.yaml.")]
 Overrides = Annotated[

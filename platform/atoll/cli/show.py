@@ -30,7 +30,7 @@ class Display:
         """Starts a line; returns what to call with figures."""
         label = f"[{number}/{total}] {arm} seed {spec.seed}" if arm else spec.name
         steps = spec.stop.server_steps
-        task = self._progress.add_task(label, total=steps, figures="starting workers …")
+        task = self._progress.add_task(label, total=steps, figures="starting …")
 
         def update(figures: Mapping[str, float]) -> None:
             self._progress.update(task, completed=int(figures.get("step", 0)), figures=_figures(figures))
@@ -46,7 +46,7 @@ def _figures(figures: Mapping[str, float]) -> str:
     parts += [
         f"{name} {figures[f'eval/{name}']:.4f}" for name in ("loss", "accuracy", "auc") if f"eval/{name}" in figures
     ]
-    return " · ".join(parts) or "starting workers …"
+    return " · ".join(parts) or "starting …"
 
 
 @contextmanager

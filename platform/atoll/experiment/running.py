@@ -40,6 +40,8 @@ __all__ = ["Run", "check_places", "load", "observing", "run", "session_for"]
 
 RUNS_FOLDER = "runs"
 _RESULT_FILE = "result.json"
+#: workers that an embedded Ray accepts at most: per core, and on any machine
+_WORKERS_PER_CORE, _LEAST_WORKERS = 4, 8
 #: points of the picture of active clients over virtual time
 _ACTIVE_POINTS = 400
 _log = logging.getLogger(__name__)
@@ -285,6 +287,7 @@ def check_places(spec: sp.Spec, runs_folder: str | Path) -> None:
 
 
 def _check_device(spec: sp.Spec) -> None:
+    _check_workers(spec)
     if spec.runtime.device_class != "cuda":
         return
     import torch
@@ -292,6 +295,17 @@ def _check_device(spec: sp.Spec) -> None:
     if not torch.cuda.is_available():
         problem = Problem("runtime.device_class", "'cuda'", "a CUDA device that torch can use", "none is visible here")
         raise SpecError([problem])
+
+
+def _check_workers(spec: sp.Spec) -> None:
+    """An embedded Ray starts every worker on this machine: each is a process with torch in memory."""
+    if not isinstance(spec.runtime, sp.RayRuntime) or "RAY_ADDRESS" in os.environ:
+        return
+    most = max(_LEAST_WORKERS, _WORKERS_PER_CORE * (os.cpu_count() or 1))
+    if spec.runtime.workers > most:
+        why = "without RAY_ADDRESS all workers start on this machine, each a process of some 300 MB"
+        hint = "one worker per core is best; set RAY_ADDRESS to use a Ray cluster"
+        raise SpecError([Problem("runtime.workers", str(spec.runtime.workers), f"at most {most} here", why, hint)])
 
 
 def _new_folder(spec: sp.Spec, root: Path) -> Path:

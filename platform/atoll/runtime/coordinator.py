@@ -251,6 +251,12 @@ class Coordinator:
         rows, self._rows = self._rows, []
         return rows
 
+    def give_up(self) -> None:
+        """The run ends here: the rows of the steps closed in open windows are to be kept too."""
+        if not self.is_finished:
+            self._rows += [window.rows_until(self.version) for window in self._windows]
+            self.is_finished = True
+
     def _release_windows(self) -> None:
         while self._windows and self._windows[0].end_step < self.version:
             self._rows.append(self._windows.pop(0).rows)

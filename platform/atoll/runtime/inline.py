@@ -97,6 +97,7 @@ class _Inline:
                     self._on_progress(self._recorder.progress())
             wall_s = self._recorder.wall_s
         finally:
+            self._coordinator.give_up()
             self._recorder.flush(is_forced=True)
             left = self._publishing.drain(self._publisher.publish)
             self._outbox.close()

@@ -152,6 +152,7 @@ class CoordinatorShell:
                 self._turn()
             wall_s = self._recorder.wall_s
         finally:
+            self._coordinator.give_up()
             self._recorder.flush(is_forced=True)
             left = self._publishing.drain(lambda rows: ray.get(self._tracker.publish.remote(rows)))
             self._wait_for_checkpoints()

@@ -63,7 +63,7 @@ def _schedule(schedule: Schedule, population: Population | None) -> Iterator[Fin
                     "schedule.buffer_goal",
                     str(schedule.buffer_goal),
                     f"≤ schedule.concurrency ({schedule.concurrency})",
-                    "A buffer larger than the tasks in flight never fills without re-dispatch",
+                    "Fewer tasks run than one step needs, so every step would wait for several generations of them",
                     "Lower buffer_goal or raise concurrency",
                 ),
             )
@@ -252,8 +252,8 @@ def _comparison(comparison: Comparison, name: str) -> Iterator[Finding]:
             yield (path,), Problem(path, repr(arm), "an arm name of letters, digits, _ and -", "It becomes a run name")
         for key in values:
             top = key.split(".")[0]
-            if top in ("name", "seed", "comparison", "tracking"):
-                rule = "a key outside name, seed, tracking and comparison"
+            if top in ("name", "seed", "comparison", "tracking", "runtime"):
+                rule = "a key outside name, seed, tracking, runtime and comparison"
                 yield (path,), Problem(path, key, rule, "Arms share these, and comparison.seeds sets the seeds")
     longest = len(f"{name}-{max(comparison.arms, key=len)}-s{max(comparison.seeds)}")
     if longest > 250:

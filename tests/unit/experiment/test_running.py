@@ -278,6 +278,8 @@ def test_a_device_that_is_not_there(uri: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
     refused(r"runtime\.device_class", spec_of(uri), tmp_path, "runtime.device_class=cuda")
+    crowd = "runtime={kind: ray, workers: 5000}"
+    refused(r"runtime\.workers: got 5000; need at most \d+ here", spec_of(uri), tmp_path, crowd)
 
 
 # ---- failures on the way ------------------------------------------------------------------------------------------
@@ -361,6 +363,8 @@ def test_ctrl_c_keeps_what_there_is(uri: str, tmp_path: Path) -> None:
     experiment = store.get_experiment_by_name("running")
     found = store.search_runs([experiment.experiment_id], "attributes.run_name = 'interrupted'")[0]
     assert found.data.metrics["sim/client_updates"] >= 6
+    kept = pq.read_table(next(tmp_path.glob("interrupted-*")) / "timeline.parquet").column("step").to_numpy()
+    assert (kept >= 0).sum() == found.data.metrics["sim/client_updates"]
 
 
 def test_a_store_that_fails_on_the_way_does_not_stop_training(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_kit import tiny
 
 from atoll.errors import SpecError
 from atoll.spec import parse
+from tiny_kit import tiny
 
 
 def test_kind_at_the_top_is_an_unknown_key() -> None:

@@ -154,8 +154,8 @@ def messages(*overrides, base=BASE):
         # rules between fields
         (
             ["schedule.buffer_goal=500"],
-            "schedule.buffer_goal: got 500; need ≤ schedule.concurrency (200). A buffer larger than the tasks in "
-            "flight never fills without re-dispatch. Lower buffer_goal or raise concurrency.",
+            "schedule.buffer_goal: got 500; need ≤ schedule.concurrency (200). Fewer tasks run than one step needs, so "
+            "every step would wait for several generations of them. Lower buffer_goal or raise concurrency.",
         ),
         (
             [*SYNC, "population.size=109"],
@@ -251,8 +251,8 @@ def test_one_mistake_is_one_whole_message(overrides, expected):
         ("{seeds: [1], arms: {a: {}}, baseline: b}", "comparison.baseline: got 'b'; need one of the arms: a."),
         (
             "{seeds: [1], arms: {a: {seed: 3}}, baseline: a}",
-            "comparison.arms.a: got seed; need a key outside name, seed, tracking and comparison. Arms share these, "
-            "and comparison.seeds sets the seeds.",
+            "comparison.arms.a: got seed; need a key outside name, seed, tracking, runtime and comparison. Arms share "
+            "these, and comparison.seeds sets the seeds.",
         ),
         (
             "{seeds: [1], arms: {a: {}, b: {client.lr: 0}}, baseline: a}",
@@ -260,8 +260,9 @@ def test_one_mistake_is_one_whole_message(overrides, expected):
         ),
         (
             "{seeds: [1], arms: {b: {schedule.buffer_goal: 500}}, baseline: b}",
-            "comparison.arms.b: schedule.buffer_goal: got 500; need ≤ schedule.concurrency (200). A buffer larger "
-            "than the tasks in flight never fills without re-dispatch. Lower buffer_goal or raise concurrency.",
+            "comparison.arms.b: schedule.buffer_goal: got 500; need ≤ schedule.concurrency (200). Fewer tasks run than "
+            "one step needs, so every step would wait for several generations of them. Lower buffer_goal or raise "
+            "concurrency.",
         ),
         ("{seeds: [1], arms: {b: 3}, baseline: b}", "comparison.arms.b: got 3; need a mapping."),
         (
