@@ -90,13 +90,18 @@ def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> N
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Two runs or more: run id, name or folder.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two runs or more: run id, name or folder; with --uri run ids, a parent's for all its runs."
+        ),
+    ],
     baseline: Annotated[
         str | None, typer.Option(help="Arm or run name that ratios refer to; the first if none.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="Target metric, such as auc; the runs' own if none.")] = None,
     value: Annotated[float | None, typer.Option(help="Target value.")] = None,
-    uri: Annotated[str | None, typer.Option(help="Read from this MLflow store instead of ./runs.")] = None,
+    uri: Annotated[str | None, typer.Option(help="Read run ids from this MLflow store instead of ./runs.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for comparison.html and comparison.csv.")] = Path("compare"),
     as_json: Json = False,
 ) -> None:

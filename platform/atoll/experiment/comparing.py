@@ -15,9 +15,9 @@ from atoll.tracking import (
     Comparison,
     MlflowTracker,
     RunInfo,
-    RunSummary,
     Target,
     absolute_uri,
+    child_runs,
     compare,
     load_run,
     preflight,
@@ -123,7 +123,7 @@ def compare_runs(
     """Compares finished runs by run id, name or folder.
 
     Args:
-        names: runs; an MLflow run id works without the run's folder where `uri` is given.
+        names: runs; with `uri` MLflow run ids, where the id of a comparison's parent run stands for all its runs.
         uri: tracking store to read from; the runs' own folders if None.
         baseline: arm or name that ratios refer to; the first if None.
         metric: target metric; the runs' own target if None.
@@ -133,11 +133,12 @@ def compare_runs(
     Raises:
         SpecError: fewer than two runs, one is not found, or they have no common target.
     """
+    store = None if uri is None else absolute_uri(uri)
+    if store is not None:
+        names = [run_id for name in names for run_id in (child_runs(store, name) or [name])]
     if len(names) < 2:
         raise SpecError([Problem("compare", f"{len(names)} run", "two runs or more")])
-    summaries: list[RunSummary] = []
-    for name in names:
-        summaries.append(load(name, runs_folder).summary() if uri is None else load_run(absolute_uri(uri), name))
+    summaries = [load(name, runs_folder).summary() if store is None else load_run(store, name) for name in names]
     target = None if metric is None else Target(metric, value)
     return compare(summaries, baseline, target)
 

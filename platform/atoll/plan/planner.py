@@ -41,7 +41,6 @@ class StepPlan:
         closed_us: virtual time at which its buffer is full.
         fill_us: virtual time since the previous step closed.
         num_lanes: tasks whose deltas it sums, ≥ 1.
-        weight_sum: Σ weight over them.
         divisor: Σ example weight over them.
         staleness_mean: mean staleness of them.
         staleness_p95: 95th percentile of it.
@@ -56,7 +55,6 @@ class StepPlan:
     closed_us: int
     fill_us: int
     num_lanes: int
-    weight_sum: float
     divisor: float
     staleness_mean: float
     staleness_p95: float
@@ -185,7 +183,6 @@ class Planner:
             closed_us=closed_us,
             fill_us=fill_us,
             num_lanes=int(used.size),
-            weight_sum=float(weight.sum()),
             divisor=float(example_weight.sum()),
             staleness_mean=float(staleness.mean()),
             staleness_p95=float(np.percentile(staleness, 95)),

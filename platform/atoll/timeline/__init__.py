@@ -11,7 +11,7 @@ from atoll.timeline.rounds import RoundLoop
 from atoll.timeline.schedules import AsyncSchedule, Sampling, Schedule, SyncSchedule
 from atoll.timeline.selection import MAX_ATTEMPTS, SLOT_SHIFT, Selector, never_available
 from atoll.timeline.stats import TimelineStats, stats
-from atoll.timeline.timeline import Engine, Timeline, simulate
+from atoll.timeline.timeline import Engine, Timeline
 from atoll.timeline.window import WindowEngine
 
 __all__ = [
@@ -35,6 +35,5 @@ __all__ = [
     "WindowEngine",
     "concat",
     "never_available",
-    "simulate",
     "stats",
 ]

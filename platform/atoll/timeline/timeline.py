@@ -17,7 +17,7 @@ from atoll.timeline.rounds import RoundLoop
 from atoll.timeline.schedules import AsyncSchedule, Schedule, SyncSchedule
 from atoll.timeline.window import WindowEngine
 
-__all__ = ["Engine", "Timeline", "simulate"]
+__all__ = ["Engine", "Timeline"]
 
 I64 = npt.NDArray[np.int64]
 Engine = Literal["auto", "heap", "window"]
@@ -177,11 +177,3 @@ class Timeline:
         self._rows = np.concatenate(rows)
         self._ends = np.concatenate(ends)
         self._closed = np.concatenate(closed)
-
-
-def simulate(timeline: Timeline, num_steps: int, steps_per_chunk: int = 1000) -> Iterator[Chunk]:
-    """`num_steps` more server steps in chunks, for totals that need not hold all rows at once."""
-    while num_steps > 0:
-        count = min(num_steps, steps_per_chunk)
-        yield timeline.advance(count)
-        num_steps -= count

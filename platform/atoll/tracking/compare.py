@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from atoll.errors import Problem, SpecError
 from atoll.tracking.curves import History, lower_is_better, value_at
@@ -276,15 +277,8 @@ def load_run(uri: str, run_id: str) -> RunSummary:
         InfrastructureError: the store failed.
     """
     opened = client(uri)
-    from mlflow.exceptions import MlflowException
-
     with store_errors("reading a run"):
-        try:
-            run = opened.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise SpecError([Problem("run", repr(run_id), f"a run id in {uri}", str(error))]) from error
+        run = _get_run(opened, uri, run_id)
         history: dict[str, list[tuple[int, float]]] = {}
         for key in sorted(run.data.metrics):
             if key.startswith(_READ_PREFIXES):
@@ -307,10 +301,15 @@ def load_run(uri: str, run_id: str) -> RunSummary:
 
 
 def child_runs(uri: str, parent_run_id: str) -> list[str]:
-    """Ids of a sweep's runs, oldest first."""
+    """Ids of the runs under a parent run, oldest first; none where it is no parent.
+
+    Raises:
+        SpecError: there is no such run.
+        InfrastructureError: the store failed.
+    """
     opened = client(uri)
     with store_errors("reading a sweep"):
-        experiment_id = opened.get_run(parent_run_id).info.experiment_id
+        experiment_id = _get_run(opened, uri, parent_run_id).info.experiment_id
         found: list[str] = []
         token = None
         while token is None or token:
@@ -323,3 +322,15 @@ def child_runs(uri: str, parent_run_id: str) -> list[str]:
             found += [run.info.run_id for run in page]
             token = page.token or ""
     return found
+
+
+def _get_run(opened: Any, uri: str, run_id: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return opened.get_run(run_id)
+    except MlflowException as error:
+        # An id of the wrong form is no run either.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise SpecError([Problem("run", repr(run_id), f"a run id in {uri}", str(error))]) from error

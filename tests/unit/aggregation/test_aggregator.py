@@ -17,7 +17,7 @@ GRID = Grid.for_plan(delta_bound=16.0, weight_bound=64.0)
 
 def step_plan(step: int, num_lanes: int, divisor: float | None = None, versions=(0,), weights=(1.0,)) -> StepPlan:
     return StepPlan(
-        step=step, closed_us=step, fill_us=1, num_lanes=num_lanes, weight_sum=float(sum(weights)),
+        step=step, closed_us=step, fill_us=1, num_lanes=num_lanes,
         divisor=float(divisor or num_lanes), staleness_mean=0.0, staleness_p95=0.0, num_failed=0, wasted_us=0,
         used_us=1, start_versions=np.array(versions, dtype=np.int32), start_weights=np.array(weights),
     )  # fmt: skip

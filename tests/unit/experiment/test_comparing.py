@@ -108,6 +108,11 @@ def test_the_parent_run_holds_them(finished: ComparisonRun, uri: str) -> None:
     assert kept
 
 
+def test_the_parent_stands_for_its_runs_when_read_from_the_store(finished: ComparisonRun, uri: str) -> None:
+    found = compare_runs([finished.parent_run_id], uri=uri)
+    assert {arm.name: arm.ratios for arm in found.arms} == {arm.name: arm.ratios for arm in finished.comparison.arms}
+
+
 def test_the_same_runs_compared_later(finished: ComparisonRun, uri: str, folder: Path) -> None:
     ids = [one.run_id for one in finished.runs]
     by_folder = compare_runs(ids, baseline="single", runs_folder=folder)

@@ -16,7 +16,7 @@ WEIGHTS = np.zeros(1, np.float32)
 
 def closed(step: int, *, lanes: int, failed: int = 0, diverged: int = 0, staleness: float = 0.0, sums=(0.0,) * 5):
     plan = StepPlan(
-        step=step, closed_us=(step + 1) * 1_800_000_000, fill_us=2_500_000, num_lanes=lanes, weight_sum=float(lanes),
+        step=step, closed_us=(step + 1) * 1_800_000_000, fill_us=2_500_000, num_lanes=lanes,
         divisor=float(lanes), staleness_mean=staleness, staleness_p95=2 * staleness, num_failed=failed,
         wasted_us=100 * failed, used_us=300 * lanes, start_versions=np.array([step], np.int32),
         start_weights=np.array([float(lanes)]),

@@ -15,7 +15,7 @@ from atoll.population import (
     RandomMembers,
     Table,
 )
-from atoll.timeline import ROW, AsyncSchedule, SyncSchedule, Timeline, concat, simulate, stats
+from atoll.timeline import ROW, AsyncSchedule, SyncSchedule, Timeline, concat, stats
 
 HOUR = 3_600_000_000
 
@@ -154,7 +154,8 @@ def test_wrong_schedules_are_refused_with_all_their_problems(make, count):
 def test_stats_merge_to_the_stats_of_the_whole():
     arguments = (people(dropout=0.2, timeout_s=100), AsyncSchedule(50, 7), 1)
     whole = stats(Timeline(*arguments).advance(90))
-    parts = [stats(chunk) for chunk in simulate(Timeline(*arguments), 90, 40)]
+    timeline = Timeline(*arguments)
+    parts = [stats(timeline.advance(count)) for count in (40, 40, 10)]
     merged = parts[2].merge(parts[0]).merge(parts[1])
     assert len(parts) == 3
     for name in ("server_steps", "duration_us", "completions", "busy_us", "wasted_us", "used_examples"):
