@@ -105,7 +105,6 @@ def toy_parts(
         return Aggregator(model, Rule(ServerSgd(1.0, 0.5)), GRID, steps)
 
     parts = Parts(
-        run_key="toy",
         settings=CoordinatorSettings(steps, every, 0, target, SIZE * 4, METRICS),
         make_planner=make_planner,
         make_aggregator=make_aggregator,

@@ -8,6 +8,7 @@ from pathlib import Path
 from atoll import spec as sp
 from atoll.aggregation import Aggregator
 from atoll.data import ClientData, open_data
+from atoll.errors import InfrastructureError
 from atoll.evaluation import Evaluator
 from atoll.experiment.facts import JournalOutbox, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
@@ -21,28 +22,39 @@ from atoll.tracking import RunInfo, lower_is_better
 __all__ = ["parts_of"]
 
 
-#: the data opened last in this process: the arms and seeds of a comparison share it
+#: the data opened last in this process, by source: the arms and seeds of a comparison share it
 _OPENED: dict[str, ClientData] = {}
 
 
-def _data_of(spec: sp.Spec) -> ClientData:
+def _data_of(spec: sp.Spec, identity: str) -> ClientData:
+    """The data that the run was planned on: opened again where this process holds an older content.
+
+    Raises:
+        InfrastructureError: this process finds other data than the driver did.
+    """
     source = source_of(spec)
     name = repr(source)
-    if name not in _OPENED:
+    if name not in _OPENED or _OPENED[name].identity != identity:
         _OPENED.clear()
         _OPENED[name] = open_data(source)
-    return _OPENED[name]
+    data = _OPENED[name]
+    if data.identity != identity:
+        raise InfrastructureError(
+            f"data {name}: this worker finds content {data.identity[:12]}, the run was planned on {identity[:12]}. "
+            "Every node must see the same files, and they must not change during a run."
+        )
+    return data
 
 
-def build_planner(spec: sp.Spec) -> Planner:
+def build_planner(spec: sp.Spec, identity: str) -> Planner:
     """For the coordinator."""
-    data = _data_of(spec)
+    data = _data_of(spec, identity)
     return make_planner(spec, data, shape_of(spec, data.shape))
 
 
-def build_learner(spec: sp.Spec) -> Learner:
+def build_learner(spec: sp.Spec, identity: str) -> Learner:
     """For a client pool."""
-    data = _data_of(spec)
+    data = _data_of(spec, identity)
     return Learner(
         model=lane_model_of(spec, data.shape),
         gather=data.gather,
@@ -53,9 +65,9 @@ def build_learner(spec: sp.Spec) -> Learner:
     )
 
 
-def build_evaluator(spec: sp.Spec) -> Evaluator:
+def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
     """For a client pool."""
-    data = _data_of(spec)
+    data = _data_of(spec, identity)
     held_out = data.held_out()[spec.evaluation.split]
     return Evaluator(
         lane_model_of(spec, data.shape),
@@ -68,15 +80,10 @@ def build_evaluator(spec: sp.Spec) -> Evaluator:
     )
 
 
-def build_aggregator(spec: sp.Spec) -> Aggregator:
+def build_aggregator(spec: sp.Spec, identity: str) -> Aggregator:
     """For the aggregator."""
-    data = _data_of(spec)
+    data = _data_of(spec, identity)
     return Aggregator(first_version(spec, data.shape), rule_of(spec), grid_of(spec, data), spec.stop.server_steps)
-
-
-def build_publisher(spec: sp.Spec, uri: str, artifacts: str | None, info: RunInfo) -> TrackerPublisher:
-    """For the tracker."""
-    return TrackerPublisher(uri, artifacts, info, shape_of(spec, _data_of(spec).shape))
 
 
 def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info: RunInfo) -> Parts:
@@ -89,7 +96,10 @@ def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info:
         artifacts: root of artifacts, or None.
         info: names the run in the store.
     """
-    shape = shape_of(spec, _data_of(spec).shape)
+    data = open_data(source_of(spec))
+    _OPENED.clear()
+    _OPENED[repr(source_of(spec))] = data
+    shape = shape_of(spec, data.shape)
     target = spec.stop.target
     settings = CoordinatorSettings(
         stop_steps=spec.stop.server_steps,
@@ -100,12 +110,11 @@ def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info:
         metric_names=METRICS,
     )
     return Parts(
-        run_key=info.run_key,
         settings=settings,
-        make_planner=partial(build_planner, spec),
-        make_aggregator=partial(build_aggregator, spec),
-        make_learner=partial(build_learner, spec),
-        make_evaluator=partial(build_evaluator, spec),
+        make_planner=partial(build_planner, spec, data.identity),
+        make_aggregator=partial(build_aggregator, spec, data.identity),
+        make_learner=partial(build_learner, spec, data.identity),
+        make_evaluator=partial(build_evaluator, spec, data.identity),
         make_outbox=partial(JournalOutbox, folder),
-        make_publisher=partial(build_publisher, spec, uri, artifacts, info),
+        make_publisher=partial(TrackerPublisher, uri, artifacts, info, shape),
     )

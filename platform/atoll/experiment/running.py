@@ -318,11 +318,7 @@ def _new_folder(spec: sp.Spec, root: Path) -> Path:
 
 
 def _run_info(spec: sp.Spec, report: PlanReport, folder: Path, parent_run_id: str | None, arm: str) -> RunInfo:
-    tags = summary_tags(arm, spec.seed) | {
-        "fl.spec_digest": sp.digest(spec),
-        "fl.timeline_digest": report.timeline_digest,
-        "fl.plan_digest": report.plan_digest,
-    }
+    tags = summary_tags(arm, spec.seed) | {"fl.spec_digest": sp.digest(spec)}
     params = flatten_params(sp.to_dict(spec)) | {"lanes": str(report.lanes)}
     experiment = spec.tracking.experiment or spec.name
     return RunInfo(experiment, spec.name, folder.name, params, tags, parent_run_id)

@@ -30,22 +30,21 @@ _NO_WEIGHTS = np.empty(0, dtype=np.float32)
 class ClientPool:
     """Trains blocks and evaluates versions; caches data and versions; owns nothing.
 
-    One per core or GPU. Serves one run after another: `open` names the run and how to build its learner.
+    One per core or GPU. Serves one run after another: `open` tells how to build the next one's learner.
     """
 
     def __init__(self) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._run_key = ""
         self._versions: dict[int, ModelVersion] = {}
         self._learner: Learner | None = None
         self._evaluator: Evaluator | None = None
         self._make_evaluator: Callable[[], Evaluator] | None = None
 
-    def open(self, run_key: str, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator]) -> int:
+    def open(self, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator]) -> int:
         """Forgets the run before and prepares this one; returns the process id."""
-        self._run_key, self._versions = run_key, {}
+        self._versions = {}
         self._learner, self._make_evaluator, self._evaluator = make_learner(), make_evaluator, None
         return os.getpid()
 

@@ -63,7 +63,6 @@ class Parts:
     """Everything an executor needs; factories are picklable and cheap to carry.
 
     Attributes:
-        run_key: name of the run among the runs that share pools.
         settings: the coordinator's.
         make_planner: planner, in the coordinator's process.
         make_aggregator: aggregator, in its process.
@@ -73,7 +72,6 @@ class Parts:
         make_publisher: publisher, in the tracker's process.
     """
 
-    run_key: str
     settings: CoordinatorSettings
     make_planner: Callable[[], Planner]
     make_aggregator: Callable[[], Aggregator]

@@ -176,7 +176,7 @@ class CoordinatorShell:
 
     def _open_pool(self, pool: int) -> None:
         parts = self._parts
-        opened = self._pools[pool].open.remote(parts.run_key, parts.make_learner, parts.make_evaluator)
+        opened = self._pools[pool].open.remote(parts.make_learner, parts.make_evaluator)
         self._held[pool], self._forget[pool] = set(), []
         self._watch(pool, opened, lambda value: [])
 
