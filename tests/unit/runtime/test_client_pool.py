@@ -32,7 +32,7 @@ def block(*start_versions: int) -> Block:
 @pytest.fixture
 def pool() -> ClientPool:
     pool = ClientPool()
-    pool.open("run", Echo, Echo)  # type: ignore[arg-type]
+    pool.open(Echo, Echo)  # type: ignore[arg-type]
     return pool
 
 
