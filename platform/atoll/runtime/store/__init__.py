@@ -4,6 +4,7 @@ from atoll.runtime.store.files import Files, LocalFiles
 from atoll.runtime.store.journal import SqliteJournal
 from atoll.runtime.store.objects import ObjectFiles, check_exclusive, open_files
 from atoll.runtime.store.records import Artifact, Commit, Journal, MetricRow, SnapshotRecord, StepRecord
+from atoll.runtime.store.shared_journal import SharedJournal
 from atoll.runtime.store.snapshots import Snapshots, epoch_of
 
 __all__ = [
@@ -20,6 +21,6 @@ __all__ = [
     "SqliteJournal",
     "StepRecord",
     "check_exclusive",
-    "open_files",
     "epoch_of",
+    "open_files",
 ]

@@ -163,7 +163,10 @@ class SqliteJournal:
     def step(self, step: int) -> StepRecord | None:
         """See Journal."""
         found = self._db.execute("SELECT * FROM steps WHERE step = ?", (step,)).fetchone()
-        return None if found is None else StepRecord(*found[:3], json.loads(found[3]))
+        if found is None:
+            return None
+        number, closed_us, sum_sha, totals = found
+        return StepRecord(number, closed_us, sum_sha, json.loads(totals))
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """See Journal."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 
 from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.runtime.store.files import Files, LocalFiles

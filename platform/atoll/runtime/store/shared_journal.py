@@ -57,6 +57,8 @@ class SharedJournal:
         self._writer = uuid.uuid4().hex
         self._epoch = 0
         self._riding = _Acks()
+        #: number and SHA-256 of the last record applied; writer of the last claim; the first thing that is wrong
+        self._last, self._last_sha, self._owner, self._broken = 0, "", "", ""
         self._index, self._folder = self._new_index()
         try:
             self._replay()
@@ -249,7 +251,6 @@ class SharedJournal:
 
     def _replay(self) -> None:
         """Fills an empty index."""
-        #: number and SHA-256 of the last record applied; writer of the last claim; the first thing that is wrong
         self._last, self._last_sha, self._owner, self._broken = 0, "", "", ""
         matches = (_NAME.fullmatch(name) for name in self._files.names())
         highest = max((int(match[1]) for match in matches if match), default=0)
