@@ -52,7 +52,8 @@ class ObjectFiles:
         if not path.strip("/"):
             raise SpecError([Problem(_PLACE, repr(url), f"a bucket after {protocol}://", hint="add /PREFIX too")])
         try:
-            self._fs, root = fsspec.url_to_fs(url)
+            # Other processes write here too: what a driver remembers of an earlier listing is out of date.
+            self._fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             driver = _DRIVERS[protocol]
             why, hint = str(error), f"pip install {driver}, on every machine of the cluster"
@@ -105,8 +106,6 @@ class ObjectFiles:
 
     def _sizes(self) -> dict[str, int]:
         with self._errors("", "listing"):
-            # Drivers cache listings; other processes write here too.
-            self._fs.invalidate_cache()
             try:
                 found = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
