@@ -13,9 +13,6 @@ from atoll.errors import InfrastructureError
 
 __all__ = ["Files", "LocalFiles"]
 
-#: how a file that is not whole yet is called; one that a killed process left is no file of the folder
-_BESIDE = ".tmp"
-
 
 class Files(Protocol):
     """A flat folder of named files that are written once, whole or not at all."""
@@ -54,7 +51,7 @@ class Files(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """Names of all files, ascending."""
+        """Names of all files, ascending; with those that a killed process began in a folder: `NAME.NUMBER.tmp`."""
         ...
 
     def size(self) -> int:
@@ -93,8 +90,8 @@ class LocalFiles:
     @contextlib.contextmanager
     def _written_beside(self, name: str, data: bytes) -> Iterator[Path]:
         """A synced file with `data` beside `name`, to be moved there; then the folder is synced."""
-        # The process id is not enough: on a shared folder, another machine may have the same.
-        beside = self._folder / f"{name}.{uuid.uuid4().hex}{_BESIDE}"
+        # Not the process id: on a shared folder, a process of another machine may have the same.
+        beside = self._folder / f"{name}.{uuid.uuid4().int}.tmp"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with beside.open("xb") as file:
@@ -128,7 +125,7 @@ class LocalFiles:
 
     def names(self) -> list[str]:
         """See Files."""
-        return sorted(path.name for path in self._folder.glob("*") if path.suffix != _BESIDE and path.is_file())
+        return sorted(path.name for path in self._folder.glob("*") if path.is_file())
 
     def size(self) -> int:
         """See Files."""
