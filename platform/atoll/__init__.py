@@ -4,6 +4,7 @@
 >>> report = atoll.plan("configs/fedbuff_flights.yaml")        # doctest: +SKIP
 >>> run = atoll.run("configs/fedbuff_flights.yaml", "seed=3")  # doctest: +SKIP
 >>> again = atoll.load(run.run_id)                             # doctest: +SKIP
+>>> longer = atoll.resume(run.run_id, "stop.server_steps=900")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atoll.experiment import load, plan, run, run_comparison
+    from atoll.experiment import load, plan, resume, run, run_comparison
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "plan", "run", "run_comparison"]
+__all__ = ["__version__", "load", "plan", "resume", "run", "run_comparison"]
 
 
 def __getattr__(name: str) -> Any:

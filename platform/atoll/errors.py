@@ -6,6 +6,9 @@ AtollError                     exit code
 ├─ ClientWorkError             3  client code raised: task, client, start version and the original traceback
 ├─ AggregationError            3  overflow, a conflicting duplicate, a step out of order
 └─ InfrastructureError         3  workers or stores lost for good
+   └─ FencedError              3  another process has taken this run over
+
+Interrupted, a KeyboardInterrupt: 130, stopped at a step boundary.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ __all__ = [
     "AggregationError",
     "AtollError",
     "ClientWorkError",
+    "FencedError",
     "InfrastructureError",
+    "Interrupted",
     "PlanError",
     "Problem",
     "SpecError",
@@ -85,16 +90,20 @@ class ClientWorkError(AtollError):
 
     Attributes:
         message: the original exception, one line.
-        story: place of the failure: block, tasks, clients, start versions; and the worker's traceback.
+        story: place of the failure: block, task, client, start versions; and the worker's traceback.
+        task_id: the task whose client raises when it is trained alone; None where none does, or in an evaluation.
+        is_out_of_memory: the work did not fit.
     """
 
-    def __init__(self, message: str, story: str = "") -> None:
-        self.message = message
-        self.story = story
+    def __init__(
+        self, message: str, story: str = "", task_id: int | None = None, is_out_of_memory: bool = False
+    ) -> None:
+        self.message, self.story = message, story
+        self.task_id, self.is_out_of_memory = task_id, is_out_of_memory
         super().__init__(f"{message}\n{story}" if story else message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.message, self.story))
+        return (type(self), (self.message, self.story, self.task_id, self.is_out_of_memory))
 
 
 class AggregationError(AtollError):
@@ -103,3 +112,19 @@ class AggregationError(AtollError):
 
 class InfrastructureError(AtollError):
     """Workers or stores were lost more often than the run may recover from."""
+
+
+class FencedError(InfrastructureError):
+    """Another process has taken the run over; this one may write nothing more."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the run stopped at a step boundary, with everything committed.
+
+    Attributes:
+        message: where it stopped and how to go on.
+    """
+
+    def __init__(self, message: str = "interrupted") -> None:
+        self.message = message
+        super().__init__(message)

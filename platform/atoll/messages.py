@@ -65,6 +65,12 @@ class Block:
         """Number of real lanes, 1 … W."""
         return len(self.task_id)
 
+    def lane(self, index: int) -> Block:
+        """The block of this one lane: the client alone, as a replay trains it."""
+        at = slice(index, index + 1)
+        arrays = {name: getattr(self, name)[at] for name in self.__slots__ if name != "block_id"}
+        return Block(self.block_id, **arrays)
+
 
 @dataclass(frozen=True, slots=True)
 class RowSum:

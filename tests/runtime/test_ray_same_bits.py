@@ -30,7 +30,7 @@ _LOCK = Path(tempfile.gettempdir()) / "atoll-tests-ray.lock"
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second of each run and have tests of their own."""
-    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
+    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
 
 
 @pytest.fixture(scope="module")

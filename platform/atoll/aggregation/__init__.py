@@ -1,8 +1,8 @@
 """Buffers, exact sums, staleness and example weights, server optimizers; no ray, no I/O."""
 
-from atoll.aggregation.aggregator import Aggregator, Rule, Step, metric_values
+from atoll.aggregation.aggregator import Aggregator, AggregatorState, Rule, Step, metric_values
 from atoll.aggregation.exact import add_exact, add_partials, merge_results, merge_rows
-from atoll.aggregation.optimizers import Adagrad, Adam, ServerOptimizer, ServerSgd, Yogi
+from atoll.aggregation.optimizers import Adagrad, Adam, ServerOptimizer, ServerSgd, State, Yogi
 from atoll.aggregation.weights import (
     ConstantStaleness,
     EqualWeight,
@@ -20,6 +20,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Aggregator",
+    "AggregatorState",
     "ConstantStaleness",
     "EqualWeight",
     "ExampleCount",
@@ -31,6 +32,7 @@ __all__ = [
     "ServerSgd",
     "SqrtExamples",
     "StalenessWeight",
+    "State",
     "Step",
     "ThresholdStaleness",
     "Weighting",

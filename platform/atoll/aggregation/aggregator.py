@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from atoll.errors import AggregationError
 from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum
 from atoll.plan import METRIC_EXPONENT, Grid, StepPlan
 
-__all__ = ["Aggregator", "Rule", "Step", "metric_values"]
+__all__ = ["Aggregator", "AggregatorState", "Rule", "Step", "metric_values"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -51,6 +52,7 @@ class Step:
         num_diverged: tasks that were zeroed.
         update_norm: L2 norm of new − old weights.
         metrics: int64 [M], exact sums of the learner's metrics over its tasks, on the metric grid.
+        sum_sha: SHA-256 (hex) of the step's exact sum: computed again, the step must have the same.
     """
 
     plan: StepPlan
@@ -58,6 +60,22 @@ class Step:
     num_diverged: int
     update_norm: float
     metrics: I64
+    sum_sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorState:
+    """What an aggregator goes on from. Buffers of open steps are not part of it: their blocks are trained again.
+
+    Attributes:
+        version: the newest version.
+        models: it, and the older versions that a task may still start from.
+        optimizer: the server optimizer's state, one entry per parameter array.
+    """
+
+    version: int
+    models: Mapping[int, ModelVersion]
+    optimizer: tuple[State, ...]
 
 
 @dataclass(slots=True)
@@ -103,21 +121,27 @@ class Aggregator:
     touches nothing but this object.
 
     Args:
-        model: version 0, or the version to go on from.
+        start: version 0, or the state to go on from.
         rule: how a buffer becomes a version.
         grid: the plan's grid.
         stop_steps: server steps of the run; sums of later steps are dropped.
     """
 
-    def __init__(self, model: ModelVersion, rule: Rule, grid: Grid, stop_steps: int) -> None:
-        self.model = model
+    def __init__(self, start: ModelVersion | AggregatorState, rule: Rule, grid: Grid, stop_steps: int) -> None:
         self._rule, self._grid, self._stop_steps = rule, grid, stop_steps
-        self._states: list[State] = [rule.optimizer.init(array) for array in (model.dense, *model.tables)]
+        #: versions that a mixing step or the next snapshot may still need: start version → weights
+        self._kept: dict[int, ModelVersion]
+        self._states: list[State]
+        if isinstance(start, AggregatorState):
+            self.model = start.models[start.version]
+            self._states, self._kept = list(start.optimizer), dict(start.models)
+        else:
+            self.model = start
+            self._states = [rule.optimizer.init(array) for array in (start.dense, *start.tables)]
+            self._kept = {start.version: start}
         self._plans: dict[int, StepPlan] = {}
         self._buffers: dict[int, _Buffer] = {}
         self._limit = stop_steps
-        #: versions that a mixing step may still need: start version → weights
-        self._kept: dict[int, ModelVersion] = {model.version: model}
 
     def expect(self, steps: Iterable[StepPlan]) -> None:
         """Tells which steps come and how many lanes fill each; needed before a step can close."""
@@ -154,19 +178,27 @@ class Aggregator:
         return closed
 
     def forget(self, live_versions: Collection[int]) -> None:
-        """Drops kept versions that nothing can start from any more; only the mixing form keeps any at all.
+        """Drops kept versions that nothing can start from any more.
 
         Kept are `live_versions`, what announced steps start from, and every version newer than all of `live_versions`:
         whoever names them has not heard of those yet, and tasks still in flight may have started there.
         """
-        if self._rule.form == "delta":
-            self._kept = {}
-            return
         live = {*live_versions, self.model.version}
         newest_known = max(live_versions, default=-1)
-        for plan in self._plans.values():
-            live.update(plan.start_versions.tolist())
+        if self._rule.form == "mixing":
+            for plan in self._plans.values():
+                live.update(plan.start_versions.tolist())
         self._kept = {v: model for v, model in self._kept.items() if v in live or v > newest_known}
+
+    def state(self) -> AggregatorState:
+        """What another aggregator can go on from, together with the versions saved before (see `saved`)."""
+        models = {**self._kept, self.model.version: self.model}
+        return AggregatorState(self.model.version, models, tuple(self._states))
+
+    def saved(self, versions: Collection[int]) -> None:
+        """These versions are durable: memory lets go of those that no step here needs."""
+        if self._rule.form == "delta":
+            self._kept = {v: model for v, model in self._kept.items() if v not in versions}
 
     def _close(self, plan: StepPlan, total: PartialSum) -> Step:
         divisor = plan.divisor
@@ -185,10 +217,10 @@ class Aggregator:
             arrays.append(new)
             norm_sq += square
         self.model = ModelVersion(plan.step + 1, arrays[0], tuple(arrays[1:]))
-        if self._rule.form == "mixing":
-            self._kept[self.model.version] = self.model
+        self._kept[self.model.version] = self.model
         del self._buffers[plan.step], self._plans[plan.step]
-        return Step(plan, self.model, total.num_diverged, float(np.sqrt(norm_sq)), total.metrics)
+        norm = float(np.sqrt(norm_sq))
+        return Step(plan, self.model, total.num_diverged, norm, total.metrics, _sum_sha(total))
 
     def _apply(
         self, index: int, old: F32, dense: I64, row_sum: RowSum | None, scale: float, extra: F32 | None, step: int
@@ -225,6 +257,14 @@ class Aggregator:
             for total, (now, then) in zip(totals, pairs, strict=True):
                 total += weight * (now.astype(np.float64) - then)
         return [(total / divisor).astype(np.float32) for total in totals]
+
+
+def _sum_sha(total: PartialSum) -> str:
+    """SHA-256 (hex) of a step's exact sum."""
+    sha = hashlib.sha256(f"{total.step};{total.num_lanes};{total.num_diverged};{total.lost_weight};".encode())
+    for array in (total.dense, total.metrics, *(part for table in total.tables for part in (table.rows, table.values))):
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
 
 
 def _checksum(partial: PartialSum) -> int:

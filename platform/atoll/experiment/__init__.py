@@ -4,9 +4,17 @@ A folder rather than one file, since wiring, planning, running and comparing cha
 loads neither torch nor ray nor mlflow; running does.
 """
 
-from atoll.experiment.comparing import ComparisonRun, compare_runs, outcome_dict, run_comparison, write_comparison
+from atoll.experiment.comparing import (
+    ComparisonRun,
+    compare_runs,
+    outcome_dict,
+    resume_comparison,
+    run_comparison,
+    write_comparison,
+)
 from atoll.experiment.planning import PlanReport, as_spec, plan
-from atoll.experiment.running import Run, load, run, session_for
+from atoll.experiment.records import Run, find_folder, load
+from atoll.experiment.running import resume, run, session_for
 
 __all__ = [
     "ComparisonRun",
@@ -14,9 +22,12 @@ __all__ = [
     "Run",
     "as_spec",
     "compare_runs",
+    "find_folder",
     "load",
     "outcome_dict",
     "plan",
+    "resume",
+    "resume_comparison",
     "run",
     "run_comparison",
     "session_for",

@@ -6,20 +6,27 @@ from functools import partial
 from pathlib import Path
 
 from atoll import spec as sp
-from atoll.aggregation import Aggregator
+from atoll.aggregation import Aggregator, AggregatorState
 from atoll.data import ClientData, open_data
 from atoll.errors import InfrastructureError
 from atoll.evaluation import Evaluator
-from atoll.experiment.facts import JournalOutbox, TrackerPublisher
+from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
 from atoll.experiment.planning import make_planner
+from atoll.experiment.records import JOURNAL_FILE
 from atoll.experiment.wiring import grid_of, rule_of, source_of
 from atoll.learner import METRICS, Learner
+from atoll.messages import ModelVersion
+from atoll.models import ModelShape, encode_version
 from atoll.plan import Planner
 from atoll.runtime import CoordinatorSettings, Parts, Target
+from atoll.runtime.parts import Durability
+from atoll.runtime.store import LocalFiles, SqliteJournal
 from atoll.tracking import RunInfo, lower_is_better
 
-__all__ = ["parts_of"]
+__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "parts_of"]
+
+SNAPSHOTS_FOLDER, CHECKPOINTS_FOLDER = "snapshots", "checkpoints"
 
 
 #: the data opened last in this process, by source: the arms and seeds of a comparison share it
@@ -80,10 +87,16 @@ def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
     )
 
 
-def build_aggregator(spec: sp.Spec, identity: str) -> Aggregator:
-    """For the aggregator."""
+def build_aggregator(spec: sp.Spec, identity: str, state: AggregatorState | None) -> Aggregator:
+    """For the aggregator: at version 0, or from a snapshot."""
     data = _data_of(spec, identity)
-    return Aggregator(first_version(spec, data.shape), rule_of(spec), grid_of(spec, data), spec.stop.server_steps)
+    start = first_version(spec, data.shape) if state is None else state
+    return Aggregator(start, rule_of(spec), grid_of(spec, data), spec.stop.server_steps)
+
+
+def encode_model(shape: ModelShape, model: ModelVersion) -> bytes:
+    """For checkpoints: names and shapes of the ordinary torch module."""
+    return encode_version(model, shape)
 
 
 def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info: RunInfo) -> Parts:
@@ -108,13 +121,19 @@ def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info:
         target=None if target is None else Target(target.metric, target.value, lower_is_better(target.metric)),
         model_bytes=shape.bytes,
         metric_names=METRICS,
+        max_failures=spec.runtime.max_failures,
     )
     return Parts(
         settings=settings,
+        durability=Durability(spec.runtime.snapshot_every_s, spec.runtime.hang_s),
         make_planner=partial(build_planner, spec, data.identity),
         make_aggregator=partial(build_aggregator, spec, data.identity),
         make_learner=partial(build_learner, spec, data.identity),
         make_evaluator=partial(build_evaluator, spec, data.identity),
-        make_outbox=partial(JournalOutbox, folder),
-        make_publisher=partial(TrackerPublisher, uri, artifacts, info, shape),
+        make_journal=partial(SqliteJournal, folder / JOURNAL_FILE),
+        make_snapshot_files=partial(LocalFiles, folder / SNAPSHOTS_FOLDER),
+        make_artifact_files=partial(LocalFiles, folder / CHECKPOINTS_FOLDER),
+        make_timeline=partial(TimelineParquet, folder),
+        make_publisher=partial(TrackerPublisher, uri, artifacts, info),
+        encode_model=partial(encode_model, shape),
     )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atoll import spec as sp
-from atoll.errors import Problem, SpecError
-from atoll.experiment.planning import SpecLike, as_spec, plan
-from atoll.experiment.running import RUNS_FOLDER, Run, check_places, load, observing, run, session_for
+from atoll.errors import Interrupted, Problem, SpecError
+from atoll.experiment.finishing import observing
+from atoll.experiment.places import check_places, only_one
+from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
+from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
+from atoll.experiment.running import Progress, new_folder, run_in, session_for, short
+from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
     Comparison,
     MlflowTracker,
     RunInfo,
+    RunSummary,
     Target,
     absolute_uri,
     child_runs,
@@ -25,9 +32,17 @@ from atoll.tracking import (
     to_html,
 )
 
-__all__ = ["ComparisonRun", "compare_runs", "outcome_dict", "run_comparison", "write_comparison"]
+__all__ = [
+    "ComparisonRun",
+    "compare_runs",
+    "outcome_dict",
+    "resume_comparison",
+    "run_comparison",
+    "write_comparison",
+]
 
-COMPARE_FOLDER = "compare"
+#: (arm, number, of, spec) → a progress callback for that run, or none
+OnRun = Callable[[str, int, int, sp.Spec], Progress | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class ComparisonRun:
 def run_comparison(
     spec: SpecLike,
     *overrides: str,
-    on_run: Callable[[str, int, int, sp.Spec], Callable[[dict[str, float]], None] | None] | None = None,
+    on_run: OnRun | None = None,
     runs_folder: str | Path = RUNS_FOLDER,
 ) -> ComparisonRun:
     """Runs every arm with every seed of `spec.comparison`, one after another on shared workers.
@@ -66,39 +81,67 @@ def run_comparison(
         SpecError, PlanError: any of the runs is refused; nothing has started then.
     """
     resolved = as_spec(spec, overrides)
-    arms = sp.arms(resolved)
-    _check_target(arms)
-    reports = [plan(one) for _, _, one in arms]
+    check_places(resolved, runs_folder)
+    reports = _checked(resolved)
     uri = absolute_uri(resolved.tracking.uri)
     preflight(uri)
-    check_places(resolved, runs_folder)
-    tracker = MlflowTracker(uri, resolved.tracking.artifacts)
-    largest = max(reports, key=lambda report: report.summary.peak_live_versions * report.model_bytes)
-    experiment = resolved.tracking.experiment or resolved.name
-    folder = Path(runs_folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    parent_id = tracker.start(RunInfo(experiment, resolved.name, _fresh_key(resolved, folder)))
-    runs: list[Run] = []
-    try:
-        with session_for(resolved, largest) as session:
-            for number, (arm, _, one) in enumerate(arms, 1):
-                on_progress = None if on_run is None else on_run(arm, number, len(arms), one)
-                runs.append(
-                    run(one, on_progress=on_progress, session=session, parent_run_id=parent_id, arm=arm,
-                        runs_folder=runs_folder)
-                )  # fmt: skip
-    except BaseException as error:
+    folder = new_folder(resolved, Path(runs_folder))
+    (folder / "spec.yaml").write_text(sp.dump(resolved))
+    return _compare(folder, resolved, reports, on_run)
+
+
+def resume_comparison(folder: Path, *, on_run: OnRun | None = None) -> ComparisonRun:
+    """Goes on with a comparison: runs that are finished stay, the one that was stopped goes on, the others begin."""
+    resolved = sp.load(folder / "spec.yaml")
+    return _compare(folder, resolved, _checked(resolved), on_run)
+
+
+def _checked(spec: sp.Spec) -> list[PlanReport]:
+    """Plans every run before the first one starts."""
+    arms = sp.arms(spec)
+    _check_target(arms)
+    return [plan(one) for _, _, one in arms]
+
+
+def _compare(folder: Path, spec: sp.Spec, reports: Sequence[PlanReport], on_run: OnRun | None) -> ComparisonRun:
+    """Every run in a folder of its own below the comparison's, by arm and seed: what is there already is found."""
+    arms = sp.arms(spec)
+    tracker = MlflowTracker(absolute_uri(spec.tracking.uri), spec.tracking.artifacts)
+    experiment = spec.tracking.experiment or spec.name
+    with only_one(folder):
+        parent_id = tracker.start(RunInfo(experiment, spec.name, folder.name))
+        LocalFiles(folder).write(COMPARISON_FILE, json.dumps({"name": spec.name, "parent_run_id": parent_id}).encode())
+        largest = max(reports, key=lambda report: report.summary.peak_live_versions * report.model_bytes)
+        runs: list[Run] = []
+        try:
+            with session_for(spec, largest) as session:
+                for number, (arm, seed, one) in enumerate(arms, 1):
+                    on_progress = None if on_run is None else on_run(arm, number, len(arms), one)
+                    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{arm}-s{seed}")
+                    runs.append(
+                        run_in(folder / slug, one, run_key=f"{folder.name}.{slug}", arm=arm, parent_run_id=parent_id,
+                               on_progress=on_progress, session=session, runs_folder=folder)
+                    )  # fmt: skip
+        except BaseException as error:
+            with observing():
+                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise _with_advice(error, folder) from error.__cause__
+        baseline = None if spec.comparison is None else spec.comparison.baseline
+        comparison = compare([one.summary() for one in runs], baseline)
+        html, csv = write_comparison(comparison, folder / "comparison", spec.name)
         with observing():
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    baseline = None if resolved.comparison is None else resolved.comparison.baseline
-    comparison = compare([one.summary() for one in runs], baseline)
-    html, csv = write_comparison(comparison, folder / f"comparison-{parent_id[:8]}", resolved.name)
-    (folder / f"comparison-{parent_id[:8]}" / "spec.yaml").write_text(sp.dump(resolved))
-    with observing():
-        tracker.artifact(Path(html).parent)
-        tracker.finish("FINISHED")
+            tracker.artifact(folder / "comparison")
+            tracker.artifact(folder / "spec.yaml")
+            tracker.finish("FINISHED")
     return ComparisonRun(comparison, tuple(runs), html, csv, parent_id)
+
+
+def _with_advice(error: BaseException, folder: Path) -> BaseException:
+    """The error of one run; what goes on is the comparison."""
+    if isinstance(error, Interrupted):
+        where = error.message.partition("; everything")[0]
+        return Interrupted(f"{where}; everything up to there is kept. Go on with: atoll resume {short(folder)}")
+    return error
 
 
 def _check_target(arms: Sequence[tuple[str, int, sp.Spec]]) -> None:
@@ -138,9 +181,19 @@ def compare_runs(
         names = [run_id for name in names for run_id in (child_runs(store, name) or [name])]
     if len(names) < 2:
         raise SpecError([Problem("compare", f"{len(names)} run", "two runs or more")])
-    summaries = [load(name, runs_folder).summary() if store is None else load_run(store, name) for name in names]
+    summaries = [_summary(name, store, runs_folder) for name in names]
     target = None if metric is None else Target(metric, value)
     return compare(summaries, baseline, target)
+
+
+def _summary(name: str, store: str | None, runs_folder: str | Path) -> RunSummary:
+    if store is not None:
+        return load_run(store, name)
+    found = load(name, runs_folder)
+    if not found.is_comparable:
+        why = "it was resumed by force, on another software or with other settings"
+        raise SpecError([Problem("compare", found.folder, "a run whose bits are its plan's", why, "run it anew")])
+    return found.summary()
 
 
 def write_comparison(comparison: Comparison, folder: Path, title: str) -> tuple[str, str]:
@@ -157,11 +210,6 @@ def write_comparison(comparison: Comparison, folder: Path, title: str) -> tuple[
     except OSError as error:
         raise SpecError([Problem("out", repr(str(folder)), "a folder that may be written", str(error))]) from error
     return str(html), str(csv)
-
-
-def _fresh_key(spec: sp.Spec, folder: Path) -> str:
-    number = sum(1 for path in folder.glob("comparison-*") if path.is_dir())
-    return f"{spec.name}-{sp.digest(spec)[:12]}-{number}-{folder.stat().st_ino}"
 
 
 def outcome_dict(finished: ComparisonRun) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from atoll.models.checkpoint import load_version, save_version
+from atoll.models.checkpoint import encode_version, load_version, save_version
 from atoll.models.shapes import (
     CharLstm,
     Cnn,
@@ -37,6 +37,7 @@ __all__ = [
     "ParameterShape",
     "TableShape",
     "build_model",
+    "encode_version",
     "init_version",
     "load_module",
     "load_version",

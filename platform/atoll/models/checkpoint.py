@@ -10,12 +10,12 @@ from atoll.errors import Problem, SpecError
 from atoll.messages import ModelVersion
 from atoll.models.shapes import ModelShape
 
-__all__ = ["load_version", "save_version"]
+__all__ = ["encode_version", "load_version", "save_version"]
 
 
-def save_version(path: Path, model: ModelVersion, shape: ModelShape) -> None:
-    """Writes a version; its number is in the file's metadata. Purity: writes a file."""
-    from safetensors.numpy import save_file
+def encode_version(model: ModelVersion, shape: ModelShape) -> bytes:
+    """A version as the bytes of a safetensors file; its number is in the metadata. Purity: pure."""
+    from safetensors.numpy import save
 
     arrays, begin = {}, 0
     for parameter in shape.parameters:
@@ -24,7 +24,12 @@ def save_version(path: Path, model: ModelVersion, shape: ModelShape) -> None:
         )
         begin += parameter.size
     arrays |= {t.name: np.ascontiguousarray(w) for t, w in zip(shape.tables, model.tables, strict=True)}
-    save_file(arrays, path, metadata={"version": str(model.version)})
+    return bytes(save(arrays, metadata={"version": str(model.version)}))
+
+
+def save_version(path: Path, model: ModelVersion, shape: ModelShape) -> None:
+    """Writes `encode_version`. Purity: writes a file."""
+    path.write_bytes(encode_version(model, shape))
 
 
 def load_version(path: str | Path, shape: ModelShape) -> ModelVersion:

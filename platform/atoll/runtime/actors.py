@@ -9,18 +9,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from atoll.aggregation import Aggregator, Step, merge_results
-from atoll.errors import AtollError, ClientWorkError
+from atoll.aggregation import Aggregator, AggregatorState, Step, merge_results
+from atoll.errors import ClientWorkError
 from atoll.evaluation import Evaluator
 from atoll.learner import Learner
 from atoll.messages import Block, BlockResult, ModelVersion
-from atoll.runtime.parts import MetricRow, Publisher
+from atoll.plan import StepPlan
+from atoll.runtime.aggregating import DurableAggregator
+from atoll.runtime.parts import Publisher
+from atoll.runtime.publishing import Batch, Sending
+from atoll.runtime.store import Files, SnapshotRecord
+from atoll.runtime.work import evaluate_version, train_block
 
 __all__ = ["AggregatorShell", "ClientPool", "TrackerShell"]
 
@@ -50,7 +53,7 @@ class ClientPool:
 
     def train(
         self, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion]
-    ) -> tuple[float, BlockResult]:
+    ) -> tuple[float | ClientWorkError, BlockResult | None]:
         """Trains blocks; returns (busy seconds, their exact partial sums merged).
 
         Args:
@@ -58,28 +61,35 @@ class ClientPool:
             forget: versions that nobody asks for any more.
             bundles: versions that this pool lacks.
 
-        Raises:
-            ClientWorkError: client code raised; tells which block, clients and versions.
+        Where client code raised, or the work did not fit into memory, the error comes in the place of the seconds:
+        the pool is fine, and what is to be done is the coordinator's decision.
         """
         started = time.perf_counter()
         self._take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
         if self._learner is None:
             raise AssertionError("ClientPool.train before open")
-        results = [train_block(self._learner, block, self._versions) for block in blocks]
-        merged = merge_results(results)
+        try:
+            merged = merge_results([train_block(self._learner, block, self._versions) for block in blocks])
+        except ClientWorkError as error:
+            _release_memory(error)
+            return error, None
         return time.perf_counter() - started, merged
 
     def evaluate(
         self, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion]
-    ) -> tuple[float, dict[str, float]]:
-        """(busy seconds, metrics) of one version."""
+    ) -> tuple[float, dict[str, float] | ClientWorkError]:
+        """(busy seconds, metrics of one version, or what went wrong)."""
         started = time.perf_counter()
         self._take({version}, forget, bundles)
         if self._evaluator is None:
             if self._make_evaluator is None:
                 raise AssertionError("ClientPool.evaluate before open")
             self._evaluator = self._make_evaluator()
-        metrics = evaluate_version(self._evaluator, self._versions[version])
+        try:
+            metrics = evaluate_version(self._evaluator, self._versions[version])
+        except ClientWorkError as error:
+            _release_memory(error)
+            return time.perf_counter() - started, error
         return time.perf_counter() - started, metrics
 
     def _take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
@@ -90,43 +100,41 @@ class ClientPool:
             self._versions.update({model.version: model for model in bundle if model.version in wanted})
 
 
-def train_block(learner: Learner, block: Block, versions: dict[int, ModelVersion]) -> BlockResult:
-    """`learner.train`, with a foreign exception turned into a ClientWorkError that tells its story."""
-    try:
-        return learner.train(block, versions)
-    except AtollError:
-        raise
-    except Exception as error:
-        story = (
-            f"block {block.block_id}, server steps {np.unique(block.step).tolist()}, "
-            f"start versions {np.unique(block.start_version).tolist()}, clients {block.client_id[:8].tolist()}"
-            f"{'…' if block.num_lanes > 8 else ''}\n{traceback.format_exc()}"
-        )
-        raise ClientWorkError(f"client work raised {type(error).__name__}: {error}", story) from error
+def _release_memory(error: ClientWorkError) -> None:
+    """Gives a GPU's cached memory back, so that the next try has all of it."""
+    if error.is_out_of_memory:
+        import torch
 
-
-def evaluate_version(evaluator: Evaluator, model: ModelVersion) -> dict[str, float]:
-    """`evaluator.evaluate`, with a foreign exception turned into a ClientWorkError: it runs a person's model too."""
-    try:
-        return evaluator.evaluate(model).metrics
-    except AtollError:
-        raise
-    except Exception as error:
-        message = f"evaluation of version {model.version} raised {type(error).__name__}: {error}"
-        raise ClientWorkError(message, traceback.format_exc()) from error
+        error.__cause__ = error.__traceback__ = None  # they hold the tensors that did not fit
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class AggregatorShell:
-    """Holds one cluster's Aggregator; returns (closed steps without weights, their model versions)."""
+    """Holds one cluster's aggregator; returns (closed steps without weights, their model versions)."""
 
-    def __init__(self, make_aggregator: Callable[[], Aggregator]) -> None:
-        self._aggregator = make_aggregator()
+    def __init__(
+        self,
+        make_aggregator: Callable[[AggregatorState | None], Aggregator],
+        make_files: Callable[[], Files],
+        records: Sequence[SnapshotRecord],
+        epoch: int,
+    ) -> None:
+        self._arguments = (make_aggregator, make_files, records, epoch)
+        self._aggregator: DurableAggregator
 
-    def model(self) -> list[ModelVersion]:
-        """The current version, as a bundle of one."""
-        return [self._aggregator.model]
+    def open(self) -> tuple[int, SnapshotRecord | None, list[int]]:
+        """(process id, the snapshot taken up, versions there are); a constructor's errors would come as text only."""
+        self._aggregator = DurableAggregator(*self._arguments)
+        self._models = self._aggregator.take_models()
+        return os.getpid(), self._aggregator.taken, [model.version for model in self._models]
 
-    def expect(self, steps: Sequence[Any], live_versions: Sequence[int]) -> None:
+    def models(self) -> list[list[ModelVersion]] | list[ModelVersion]:
+        """The versions that `open` named, one bundle each; to be called once, with as many returns."""
+        models, self._models = self._models, []
+        return models if len(models) == 1 else [[model] for model in models]
+
+    def expect(self, steps: Sequence[StepPlan], live_versions: Sequence[int]) -> None:
         """Announces steps; drops kept versions that are not live (none given: keeps all)."""
         self._aggregator.expect(steps)
         if live_versions:
@@ -134,12 +142,15 @@ class AggregatorShell:
 
     def hold_after(self, version: int) -> tuple[list[Step], list[ModelVersion]]:
         """Moves the limit and closes what is full."""
-        self._aggregator.hold_after(version)
-        return _split(self._aggregator.close_full())
+        return _split(self._aggregator.hold_after(version))
 
     def add(self, result: BlockResult) -> tuple[list[Step], list[ModelVersion]]:
         """Adds partial sums; order and repetition do not matter."""
-        return _split(self._aggregator.handle(result))
+        return _split(self._aggregator.add(result))
+
+    def save(self, live_versions: Sequence[int]) -> tuple[SnapshotRecord, float]:
+        """Makes the newest version durable."""
+        return self._aggregator.save(live_versions)
 
 
 def _split(steps: list[Step]) -> tuple[list[Step], list[ModelVersion]]:
@@ -149,22 +160,18 @@ def _split(steps: list[Step]) -> tuple[list[Step], list[ModelVersion]]:
 
 
 class TrackerShell:
-    """Outbox rows and checkpoints → tracking service, off the training path."""
+    """Rows and files → tracking service, off the training path."""
 
     def __init__(self) -> None:
-        self._publisher: Publisher | None = None
+        self._sending: Sending | None = None
 
-    def open(self, make_publisher: Callable[[], Publisher]) -> None:
-        """Takes up a run."""
-        self._publisher = make_publisher()
+    def open(self, make_publisher: Callable[[], Publisher]) -> int:
+        """Takes up a run; returns the process id. The service is contacted with the first batch."""
+        self._sending = Sending(make_publisher)
+        return os.getpid()
 
-    def publish(self, rows: Sequence[MetricRow]) -> None:
-        """Sends rows; raises where the service does not take them."""
-        if self._publisher is not None:
-            self._publisher.publish(rows)
-
-    def checkpoint(self, version: int, bundle: Sequence[ModelVersion]) -> None:
-        """Keeps one version of the bundle as an artifact."""
-        model = next(model for model in bundle if model.version == version)
-        if self._publisher is not None:
-            self._publisher.checkpoint(model)
+    def send(self, batch: Batch) -> None:
+        """Sends; raises where the service does not take it."""
+        if self._sending is None:
+            raise AssertionError("TrackerShell.send before open")
+        self._sending.send(batch)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atoll.aggregation import Step
+from atoll.errors import ClientWorkError
 from atoll.messages import Block
 from atoll.plan import StepPlan
+from atoll.runtime.store import StepRecord
 
 __all__ = [
     "Checkpoint",
@@ -19,11 +21,16 @@ __all__ = [
     "Forget",
     "HoldAfter",
     "Instruction",
+    "OutOfMemory",
     "PoolLost",
-    "Record",
+    "PoolReady",
+    "RecordEvaluation",
+    "RecordStep",
     "StepsClosed",
+    "SumsLost",
     "Train",
     "Trained",
+    "WorkFailed",
 ]
 
 
@@ -57,12 +64,42 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class PoolLost:
-    """A pool died; a fresh one takes its number. Whatever it held is to be done again."""
+    """A pool died or hung. Whatever it held is to be done again, by others until `PoolReady` tells of a fresh one."""
+
+    pool: int
+    is_out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReady:
+    """A fresh pool has this number and can take work."""
 
     pool: int
 
 
-Event = Trained | StepsClosed | Evaluated | PoolLost
+@dataclass(frozen=True, slots=True)
+class SumsLost:
+    """These blocks were trained, but their sums never reached the aggregator."""
+
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """A call did not fit into its pool's memory; the pool is alive."""
+
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFailed:
+    """The work of a call raised, for its own sake: client code, not infrastructure."""
+
+    call: int
+    error: ClientWorkError
+
+
+Event = Trained | StepsClosed | Evaluated | PoolLost | PoolReady | SumsLost | OutOfMemory | WorkFailed
 
 
 # ---- instructions -------------------------------------------------------------------------------------------------
@@ -110,10 +147,18 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """Metrics of one server step or of one evaluated version, for the outbox."""
+class RecordStep:
+    """A server step and its metrics, for the journal; MLflow's step is the version that it made."""
 
-    step: int
+    record: StepRecord
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEvaluation:
+    """Metrics of an evaluated version, for the journal."""
+
+    version: int
     metrics: Mapping[str, float]
 
 
@@ -134,4 +179,4 @@ class Finish:
     plan_digest: str
 
 
-Instruction = Train | Evaluate | Expect | HoldAfter | Forget | Record | Checkpoint | Finish
+Instruction = Train | Evaluate | Expect | HoldAfter | Forget | RecordStep | RecordEvaluation | Checkpoint | Finish

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
+from atoll.aggregation import Step
+from atoll.errors import ClientWorkError, FencedError, Interrupted
 from atoll.messages import ModelVersion
-from atoll.runtime.actors import evaluate_version, train_block
-from atoll.runtime.coordinator import Coordinator
+from atoll.runtime.aggregating import DurableAggregator
 from atoll.runtime.events import (
     Checkpoint,
     Evaluate,
@@ -20,18 +22,26 @@ from atoll.runtime.events import (
     Forget,
     HoldAfter,
     Instruction,
-    Record,
+    OutOfMemory,
+    RecordEvaluation,
+    RecordStep,
     StepsClosed,
     Train,
     Trained,
+    WorkFailed,
 )
-from atoll.runtime.parts import Parts, Publisher, RunResult
-from atoll.runtime.publishing import Publishing
-from atoll.runtime.recorder import Recorder
+from atoll.runtime.opening import begin
+from atoll.runtime.parts import Parts, RunResult
+from atoll.runtime.publishing import Sending
+from atoll.runtime.recorder import checkpoint_artifact, result_of
+from atoll.runtime.stopping import StopSignal
+from atoll.runtime.store import Journal
+from atoll.runtime.work import evaluate_version, train_block
 
 __all__ = ["run_inline"]
 
-_log = logging.getLogger(__name__)
+#: how long the end of a run waits for the tracking service to take what is left
+_DRAIN_S, _DRAIN_INTERRUPTED_S = 30.0, 3.0
 #: (calls that wait) → index of the one to do next
 Pick = Callable[[Sequence[Train | Evaluate]], int]
 
@@ -43,7 +53,7 @@ def run_inline(
     pick: Pick | None = None,
     on_progress: Callable[[dict[str, float]], None] | None = None,
 ) -> RunResult:
-    """Runs to the end in this process and thread.
+    """Runs to the end in this process and thread, from the journal's newest snapshot if there is one.
 
     Args:
         parts: the run.
@@ -53,11 +63,15 @@ def run_inline(
 
     Raises:
         ClientWorkError: client code raised; carries its traceback.
-        AggregationError: an exact sum left its bounds.
+        AggregationError: an exact sum left its bounds, or a step came out otherwise than it was committed.
+        InfrastructureError: the journal or a snapshot cannot be written.
+        Interrupted: Ctrl-C or SIGTERM; everything up to a step boundary is committed.
 
     Purity: the model and every metric outside `wall_*` are functions of the plan.
     """
-    return _Inline(parts, num_pools, pick or (lambda waiting: 0), on_progress).run()
+    with contextlib.closing(parts.make_journal()) as journal, StopSignal() as stop:
+        journal.claim()
+        return _Inline(parts, journal, num_pools, pick or (lambda waiting: 0), on_progress, stop).run()
 
 
 class _Inline:
@@ -66,83 +80,86 @@ class _Inline:
     def __init__(
         self,
         parts: Parts,
+        journal: Journal,
         num_pools: int,
         pick: Pick,
         on_progress: Callable[[dict[str, float]], None] | None,
+        stop: StopSignal,
     ) -> None:
-        self._parts, self._pick, self._on_progress = parts, pick, on_progress
+        self._parts, self._pick, self._on_progress, self._stop = parts, pick, on_progress, stop
         self._learner = parts.make_learner()
         self._evaluator = parts.make_evaluator()
-        self._aggregator = parts.make_aggregator()
-        self._outbox = parts.make_outbox()
-        self._publisher: Publisher = parts.make_publisher()
-        self._coordinator = Coordinator(parts.make_planner(), parts.settings, num_pools)
-        self._recorder = Recorder(self._outbox, self._coordinator)
-        self._publishing = Publishing(self._outbox)
-        self._versions: dict[int, ModelVersion] = {0: self._aggregator.model}
+        self._aggregator = DurableAggregator(
+            parts.make_aggregator, parts.make_snapshot_files, journal.snapshots(), journal.epoch
+        )
+        self._journal = journal
+        self._attempt = begin(parts, journal, self._aggregator.taken, list(range(num_pools)))
+        self._coordinator, self._recorder = self._attempt.coordinator, self._attempt.recorder
+        self._versions: dict[int, ModelVersion] = {model.version: model for model in self._aggregator.take_models()}
         self._waiting: list[Train | Evaluate] = []
-        self._busy_s = 0.0
         self._end: Finish | None = None
+        #: sends in a thread of its own, so that a tracking service that does not answer holds nothing up
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="atoll-tracker")
+        self._sending = Sending(parts.make_publisher)
+        self._sent: Future[None] | None = None
 
     def run(self) -> RunResult:
         try:
             self._perform(self._coordinator.start())
-            while self._end is None:
+            while self._end is None and not self._stop.is_set:
                 call = self._waiting.pop(self._pick(self._waiting))
                 for event in self._execute(call):
                     self._perform(self._coordinator.handle(event))
+                self._save()
                 self._recorder.flush()
-                self._publishing.publish(self._publisher.publish)
+                self._publish()
                 if self._on_progress is not None:
                     self._on_progress(self._recorder.progress())
-            wall_s = self._recorder.wall_s
+            self._conclude()
+        except (FencedError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._conclude()
+            raise
         finally:
-            self._coordinator.give_up()
-            self._recorder.flush(is_forced=True)
-            left = self._publishing.drain(self._publisher.publish)
-            self._outbox.close()
-        ledger = self._coordinator.ledger
-        return RunResult(
-            model=self._versions[self._end.version],
-            reason=self._end.reason,
-            timeline_digest=self._end.timeline_digest,
-            plan_digest=self._end.plan_digest,
-            client_updates=ledger.client_updates,
-            mean_staleness=ledger.mean_staleness,
-            virtual_hours=self._recorder.last_step.get("sim/hours", 0.0),
-            num_diverged=ledger.num_diverged,
-            metrics=self._recorder.last_evaluation,
-            wall_s=wall_s,
-            busy_s=self._busy_s,
-            unpublished_rows=left,
-        )
+            self._sender.shutdown(wait=False, cancel_futures=True)
+        if self._end is None:
+            raise Interrupted(f"stopped at server step {self._coordinator.version}")
+        model = self._versions[self._end.version]
+        return result_of(self._end, model, self._coordinator, self._recorder, self._journal)
 
-    def _execute(self, call: Train | Evaluate) -> list[Event]:
+    def _conclude(self) -> None:
+        """Everything that there is becomes durable, then is published as far as the service takes it."""
+        self._coordinator.give_up()
+        self._save(is_forced=True)
+        self._recorder.flush(is_forced=True)
+        self._attempt.timeline.close()
+        self._drain(_DRAIN_S if self._end is not None else _DRAIN_INTERRUPTED_S)
+
+    def _execute(self, call: Train | Evaluate) -> Iterator[Event]:
         started = time.perf_counter()
-        if isinstance(call, Evaluate):
-            metrics = evaluate_version(self._evaluator, self._versions[call.version])
-            busy_s = time.perf_counter() - started
-            self._busy_s += busy_s
-            return [Evaluated(call.call, call.version, metrics, busy_s)]
-        closed: deque[Event] = deque()
-        results = [train_block(self._learner, block, self._versions) for block in call.blocks]
-        busy_s = time.perf_counter() - started
-        self._busy_s += busy_s
-        for result in results:
-            self._note_closed(self._aggregator.handle(result), closed)
-        return [Trained(call.call, busy_s), *closed]
-
-    def _checkpoint(self, version: int) -> None:
         try:
-            self._publisher.checkpoint(self._versions[version])
-        except Exception as error:
-            # Tracking observes, it never answers: the same as on Ray.
-            _log.warning("tracking: %s; training goes on", error)
+            if isinstance(call, Evaluate):
+                metrics = evaluate_version(self._evaluator, self._versions[call.version])
+            else:
+                results = [train_block(self._learner, block, self._versions) for block in call.blocks]
+        except ClientWorkError as error:
+            yield OutOfMemory(call.call) if error.is_out_of_memory else WorkFailed(call.call, error)
+            return
+        busy_s = time.perf_counter() - started
+        self._recorder.busy_s += busy_s
+        if isinstance(call, Evaluate):
+            yield Evaluated(call.call, call.version, metrics, busy_s)
+            return
+        yield Trained(call.call, busy_s)
+        for result in results:
+            yield from self._closed(self._aggregator.add(result))
 
-    def _note_closed(self, steps: Sequence, out: deque[Event]) -> None:  # type: ignore[type-arg]
+    def _closed(self, steps: Sequence[Step]) -> Iterator[Event]:
         if steps:
             self._versions.update({step.model.version: step.model for step in steps})
-            out.append(StepsClosed(tuple(steps)))
+            yield StepsClosed(tuple(steps))
 
     def _perform(self, instructions: list[Instruction]) -> None:
         todo = deque(instructions)
@@ -154,18 +171,48 @@ class _Inline:
                 case Expect(steps):
                     self._aggregator.expect(steps)
                 case HoldAfter(version):
-                    self._aggregator.hold_after(version)
-                    closed: deque[Event] = deque()
-                    self._note_closed(self._aggregator.close_full(), closed)
-                    for event in closed:
+                    for event in self._closed(self._aggregator.hold_after(version)):
                         todo.extend(self._coordinator.handle(event))
                 case Forget(versions, live):
                     self._aggregator.forget(live)
                     for version in versions:
                         self._versions.pop(version, None)
-                case Record(step, metrics):
-                    self._recorder.record(step, metrics)
+                case RecordStep(record, metrics):
+                    self._recorder.step(record, metrics)
+                case RecordEvaluation(version, metrics):
+                    self._recorder.evaluation(version, metrics)
                 case Checkpoint(version):
-                    self._checkpoint(version)
+                    artifact = checkpoint_artifact(version)
+                    self._attempt.artifact_files.write(artifact.name, self._parts.encode_model(self._versions[version]))
+                    self._recorder.artifact(artifact)
                 case Finish():
                     self._end = instruction
+                    self._recorder.end(instruction)
+
+    def _save(self, *, is_forced: bool = False) -> None:
+        if self._recorder.begin_snapshot(is_forced=is_forced):
+            self._recorder.snapshot(*self._aggregator.save(self._coordinator.live_versions()))
+
+    # ---- tracking -----------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        publishing = self._attempt.publishing
+        if self._sent is not None:
+            if not self._sent.done():
+                return
+            error = self._sent.exception()
+            self._sent = None
+            if error is None:
+                publishing.succeeded()
+            else:
+                publishing.failed(error)
+        batch = publishing.take()
+        if batch is not None:
+            self._sent = self._sender.submit(self._sending.send, batch)
+
+    def _drain(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self._attempt.publishing.hurry()
+        while not self._attempt.publishing.is_drained() and time.monotonic() < until:
+            self._publish()
+            time.sleep(0.01)

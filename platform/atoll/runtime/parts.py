@@ -4,45 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from atoll.aggregation import Aggregator
-from atoll.evaluation import Evaluator
-from atoll.learner import Learner
+from atoll.aggregation import Aggregator, AggregatorState
 from atoll.messages import ModelVersion
 from atoll.plan import Planner
 from atoll.runtime.coordinator import CoordinatorSettings
+from atoll.runtime.store import Artifact, Files, Journal, MetricRow
 
-__all__ = ["MetricRow", "Outbox", "Parts", "Publisher", "RunResult"]
+if TYPE_CHECKING:
+    from atoll.evaluation import Evaluator
+    from atoll.learner import Learner
 
-#: (key, step, value, timestamp in milliseconds)
-MetricRow = tuple[str, int, float, int]
+__all__ = ["Durability", "Parts", "Publisher", "RunResult", "TimelineFile"]
 
 
-class Outbox(Protocol):
-    """Durable queue of metric rows beside the coordinator; the first row of a (key, step) stands."""
+class TimelineFile(Protocol):
+    """Keeps the timeline of the steps taken. One epoch writes one file, from the first row on."""
 
-    def commit(self, rows: Sequence[MetricRow]) -> None:
-        """Adds rows in one transaction."""
-        ...
-
-    def pending(self, limit: int) -> tuple[int, list[MetricRow]]:
-        """(id of the last row returned, rows not yet acknowledged, oldest first)."""
-        ...
-
-    def ack(self, last_id: int) -> None:
-        """Rows up to `last_id` have been published."""
-        ...
-
-    def keep_timeline(self, rows: npt.NDArray[np.void]) -> None:
-        """Appends timeline rows to the run's Parquet file."""
+    def keep(self, rows: npt.NDArray[np.void]) -> None:
+        """Appends timeline rows."""
         ...
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Puts the file in its place, whole."""
         ...
 
 
@@ -50,12 +38,27 @@ class Publisher(Protocol):
     """Where facts go: observes, never answers. Every call may be repeated without effect."""
 
     def publish(self, rows: Sequence[MetricRow]) -> None:
-        """Sends metric rows; raises where the service does not answer."""
+        """Sends metric rows; raises where the service does not take them."""
         ...
 
-    def checkpoint(self, model: ModelVersion) -> None:
-        """Keeps a model version as an artifact."""
+    def upload(self, artifact: Artifact, data: bytes) -> None:
+        """Keeps a file under the artifact's place and name; raises where the service does not take it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """How much a crash may cost, and when a silent process counts as dead.
+
+    Attributes:
+        snapshot_every_s: wall seconds between snapshots; 0: at every commit. Snapshots never take more than three
+            parts in a hundred of the time: after a slow one the next one waits longer.
+        hang_s: wall seconds after which a process that owes an answer is replaced; None: twenty times its longest
+            answer so far, and a minute at least.
+    """
+
+    snapshot_every_s: float = 5.0
+    hang_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,31 @@ class Parts:
 
     Attributes:
         settings: the coordinator's.
+        durability: how often to save, how long to wait.
         make_planner: planner, in the coordinator's process.
-        make_aggregator: aggregator, in its process.
+        make_aggregator: aggregator at its beginning, or from a state; in its process.
         make_learner: learner, in every pool.
         make_evaluator: evaluator, in every pool, made when first asked.
-        make_outbox: outbox, in the coordinator's process.
+        make_journal: the run's journal, in the coordinator's process.
+        make_snapshot_files: where snapshots lie, in the aggregator's process and the coordinator's.
+        make_artifact_files: where files for the tracking service lie, in the coordinator's process.
+        make_timeline: by epoch, the file of the timeline; in the coordinator's process.
         make_publisher: publisher, in the tracker's process.
+        encode_model: a version as the bytes of a safetensors file.
     """
 
     settings: CoordinatorSettings
+    durability: Durability
     make_planner: Callable[[], Planner]
-    make_aggregator: Callable[[], Aggregator]
+    make_aggregator: Callable[[AggregatorState | None], Aggregator]
     make_learner: Callable[[], Learner]
     make_evaluator: Callable[[], Evaluator]
-    make_outbox: Callable[[], Outbox]
+    make_journal: Callable[[], Journal]
+    make_snapshot_files: Callable[[], Files]
+    make_artifact_files: Callable[[], Files]
+    make_timeline: Callable[[int], TimelineFile]
     make_publisher: Callable[[], Publisher]
+    encode_model: Callable[[ModelVersion], bytes]
 
 
 @dataclass(frozen=True)
@@ -95,10 +108,11 @@ class RunResult:
         virtual_hours: simulated time of the last step.
         num_diverged: tasks zeroed.
         metrics: values of the last evaluation.
-        wall_s: wall time from the first instruction to the last.
-        busy_s: wall time that pools spent in training and evaluation, summed.
-        unpublished_rows: rows that the tracking service did not take; they stay in the outbox.
-        lost_pools: pools that died and were replaced.
+        wall_s: wall time from the first instruction to the last, summed over attempts.
+        busy_s: wall time that pools spent in training and evaluation, summed over pools and attempts.
+        unpublished_rows: rows that the tracking service did not take; they stay in the journal.
+        lost_pools: pools that died or hung and were replaced.
+        epoch: how often the run was begun or taken up.
     """
 
     model: ModelVersion
@@ -114,4 +128,5 @@ class RunResult:
     busy_s: float
     unpublished_rows: int = 0
     lost_pools: int = 0
+    epoch: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)

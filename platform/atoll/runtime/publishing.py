@@ -1,69 +1,116 @@
-"""From the outbox to the tracking service: in batches, no oftener than once a second, never in the way of training."""
+"""From the journal to the tracking service: in batches, no oftener than once a second, never in the way of training."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from atoll.runtime.parts import MetricRow, Outbox
+from atoll.runtime.parts import Publisher
+from atoll.runtime.store import Artifact, Files, Journal, MetricRow
 
-__all__ = ["BATCH_ROWS", "Publishing"]
+__all__ = ["Batch", "Publishing", "Sending"]
 
-BATCH_ROWS = 1000
+_BATCH_ROWS = 1000
 _EVERY_S = 2.0
 _BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+#: rows that wait for the tracking service before a warning says so, and every so many more
+_ALARM_ROWS = 100_000
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes to the tracking service in one call: rows, or one file."""
+
+    last_id: int
+    rows: Sequence[MetricRow]
+    artifact: Artifact | None = None
+    data: bytes = b""
+
+
+class Sending:
+    """The tracking service's side: opens the publisher when first asked, sends batches. May be repeated."""
+
+    def __init__(self, make_publisher: Callable[[], Publisher]) -> None:
+        self._make_publisher = make_publisher
+        self._publisher: Publisher | None = None
+
+    def send(self, batch: Batch) -> None:
+        """Raises whatever the service raises; then nothing counts as sent."""
+        if self._publisher is None:
+            self._publisher = self._make_publisher()
+        if batch.artifact is not None:
+            self._publisher.upload(batch.artifact, batch.data)
+        else:
+            self._publisher.publish(batch.rows)
+
+
 class Publishing:
-    """Publishes pending rows; on failure backs off and keeps them."""
+    """Decides what is sent next and when; on failure backs off and keeps everything. One batch is under way at once.
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    Args:
+        journal: claimed.
+        files: where files to be published lie.
+    """
+
+    def __init__(self, journal: Journal, files: Files) -> None:
+        self._journal, self._files = journal, files
+        self._every_s = _EVERY_S
         self._next = time.monotonic() + _EVERY_S
         self._failures = 0
+        self._under_way: Batch | None = None
+        self._alarm = _ALARM_ROWS
 
-    def is_due(self) -> bool:
-        """Whether the next batch may go."""
-        return time.monotonic() >= self._next
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a batch was taken that has not come back."""
+        return self._under_way is not None
 
-    def publish(self, send: Callable[[Sequence[MetricRow]], None]) -> None:
-        """Sends what is pending if it is time; failures are logged and tried again later."""
-        if self.is_due():
-            self._send_all(send)
+    def hurry(self) -> None:
+        """The run ends: what is left goes at once, and oftener."""
+        self._next, self._every_s = time.monotonic(), 0.0
 
-    def drain(self, send: Callable[[Sequence[MetricRow]], None]) -> int:
-        """Sends everything at the end of a run, trying for about half a minute; returns the rows left."""
-        for wait_s in (0.0, *_BACK_OFF_S):
-            time.sleep(wait_s)
-            if self._send_all(send):
-                return 0
-        return len(self._outbox.pending(10**9)[1])
+    def take(self) -> Batch | None:
+        """The next batch, if one is due; tell `succeeded` or `failed` before the next."""
+        if self._under_way is not None or time.monotonic() < self._next:
+            return None
+        last_id, rows = self._journal.pending(_BATCH_ROWS)
+        if rows:
+            self._under_way = Batch(last_id, rows)
+        elif files := self._journal.pending_artifacts():
+            self._under_way = Batch(0, (), files[0], self._files.read(files[0].name))
+        else:
+            self._next = time.monotonic() + self._every_s
+        return self._under_way
 
-    def succeeded(self, last_id: int) -> None:
-        """A batch was taken: acknowledge it."""
-        self._outbox.ack(last_id)
+    def succeeded(self) -> None:
+        """The batch was taken: acknowledge it; a full one is followed by the next at once."""
+        batch, self._under_way = self._under_way, None
+        if batch is None:
+            return
+        if batch.artifact is not None:
+            self._journal.ack_artifact(batch.artifact.name)
+        else:
+            self._journal.ack(batch.last_id)
         self._failures = 0
-        self._next = time.monotonic() + _EVERY_S
+        is_full = batch.artifact is not None or len(batch.rows) == _BATCH_ROWS
+        self._next = time.monotonic() + (0.0 if is_full else self._every_s)
 
     def failed(self, error: BaseException) -> None:
-        """A batch was not taken: wait longer each time."""
+        """The batch was not taken: wait longer each time."""
+        self._under_way = None
         wait_s = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
         self._failures += 1
         self._next = time.monotonic() + wait_s
-        _log.warning("tracking: rows not taken (%s); they stay in the outbox, next try in %.0f s", error, wait_s)
+        if self._failures == 1:
+            _log.warning("tracking: rows not taken (%s); they stay in the journal and are sent later", error)
+        waiting = self._journal.num_pending
+        if waiting >= self._alarm:
+            _log.warning("tracking: %d rows wait in the journal for a service that does not take them", waiting)
+            self._alarm = 2 * waiting
 
-    def _send_all(self, send: Callable[[Sequence[MetricRow]], None]) -> bool:
-        while True:
-            last_id, rows = self._outbox.pending(BATCH_ROWS)
-            if not rows:
-                self._next = time.monotonic() + _EVERY_S
-                return True
-            try:
-                send(rows)
-            except Exception as error:
-                # Whatever the service raises, training goes on: the outbox holds the rows.
-                self.failed(error)
-                return False
-            self.succeeded(last_id)
+    def is_drained(self) -> bool:
+        """Whether everything was taken."""
+        return self._under_way is None and not self._journal.num_pending and not self._journal.pending_artifacts()

@@ -1,16 +1,27 @@
-"""The coordinator's side of tracking: rows into the outbox, progress for whoever watches."""
+"""The coordinator's side of the journal: collects facts, commits them together, says when a snapshot is due."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Mapping
 
+from atoll.messages import ModelVersion
 from atoll.runtime.coordinator import Coordinator
-from atoll.runtime.parts import MetricRow, Outbox
+from atoll.runtime.events import Finish
+from atoll.runtime.parts import Durability, RunResult, TimelineFile
+from atoll.runtime.store import Artifact, Commit, Files, Journal, MetricRow, SnapshotRecord, StepRecord
 
-__all__ = ["Recorder", "timestamp_ms"]
+__all__ = ["ENDED", "Recorder", "checkpoint_artifact", "result_of", "timestamp_ms"]
 
 _COMMIT_EVERY_S = 0.5
+#: Snapshots take at most this share of the wall time.
+_MOST_SNAPSHOT_SHARE = 0.03
+#: Snapshots that are kept: the newest, and one to fall back on where it cannot be read.
+_KEPT_SNAPSHOTS = 2
+#: meta keys of the journal
+ENDED, _WALL_S, _BUSY_S, _LOST_POOLS, _LEFT_OUT = "ended", "wall_s", "busy_s", "lost_pools", "left_out"
 
 
 def timestamp_ms() -> int:
@@ -19,56 +30,190 @@ def timestamp_ms() -> int:
 
 
 class Recorder:
-    """Collects metric rows and commits them to the outbox twice a second, or when flushed.
+    """Facts of one attempt, committed twice a second, when a snapshot is there, or when flushed.
+
+    A row whose value is NaN or infinite is left out, and counted: a tracking store would make something else of it.
 
     Args:
-        outbox: durable queue.
+        journal: claimed.
+        timeline: this epoch's.
+        snapshot_files: where snapshots lie; files that no snapshot needs are deleted after a commit.
         coordinator: read for totals.
+        durability: how often to save.
     """
 
-    def __init__(self, outbox: Outbox, coordinator: Coordinator) -> None:
-        self._outbox, self._coordinator = outbox, coordinator
-        self._started = self._committed = time.perf_counter()
+    def __init__(
+        self,
+        journal: Journal,
+        timeline: TimelineFile,
+        snapshot_files: Files,
+        coordinator: Coordinator,
+        durability: Durability,
+    ) -> None:
+        self._journal, self._timeline, self._files = journal, timeline, snapshot_files
+        self._coordinator, self._durability = coordinator, durability
+        self._started = self._committed = self._saved = time.perf_counter()
+        self._wall_before_s = float(journal.get(_WALL_S) or 0.0)
+        self.busy_s = float(journal.get(_BUSY_S) or 0.0)
+        self.lost_pools = int(journal.get(_LOST_POOLS) or 0)
+        self._left_out = int(journal.get(_LEFT_OUT) or 0)
+        self._saving_costs_s = 0.0
+        self._is_saving = False
+        self._snapshot: SnapshotRecord | None = None
+        self._saved_version = coordinator.version
+        self._steps: list[StepRecord] = []
         self._rows: list[MetricRow] = []
-        self._evaluated_version = 0
-        self.last_evaluation: dict[str, float] = {}
+        self._evaluations: dict[int, Mapping[str, float]] = {}
+        self._artifacts: list[Artifact] = []
+        self._end: Finish | None = None
+        self._ended_s: float | None = None
+        known = journal.evaluations()
+        self._evaluated_version = max((v for v in known if v <= coordinator.version), default=0)
+        self.last_evaluation: dict[str, float] = known.get(self._evaluated_version, {})
         self.last_step: dict[str, float] = {}
 
     @property
     def wall_s(self) -> float:
-        """Seconds since the run started."""
-        return time.perf_counter() - self._started
+        """Seconds that the run has taken, earlier attempts included as far as they were committed."""
+        if self._ended_s is not None:
+            return self._ended_s
+        return self._wall_before_s + time.perf_counter() - self._started
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queues the metrics of a server step or of an evaluated version."""
-        values = dict(metrics)
-        if any(key.startswith("eval/") for key in values):
-            # Pools evaluate side by side: an older version's metrics may come last.
-            if step >= self._evaluated_version:
-                self._evaluated_version, self.last_evaluation = step, values
-        else:
-            values["wall_s"] = self.wall_s
-            values["wall_updates_per_s"] = self._coordinator.ledger.client_updates / max(self.wall_s, 1e-9)
-            self.last_step = values
+    # ---- facts --------------------------------------------------------------------------------------------------
+
+    def step(self, record: StepRecord, metrics: Mapping[str, float]) -> None:
+        """A server step closed."""
+        wall_s = self.wall_s
+        values = {
+            **metrics,
+            "wall_s": wall_s,
+            "wall_updates_per_s": self._coordinator.ledger.client_updates / max(wall_s, 1e-9),
+        }
+        self._steps.append(record)
+        self.last_step = values
+        self._add_rows(record.step + 1, values)
+
+    def evaluation(self, version: int, metrics: Mapping[str, float]) -> None:
+        """A version was evaluated."""
+        # Pools evaluate side by side: an older version's metrics may come last.
+        if version >= self._evaluated_version:
+            self._evaluated_version, self.last_evaluation = version, dict(metrics)
+        self._evaluations[version] = dict(metrics)
+        self._add_rows(version, metrics)
+
+    def artifact(self, artifact: Artifact) -> None:
+        """A file of the run is durable and is to be published."""
+        self._artifacts.append(artifact)
+
+    def end(self, end: Finish) -> None:
+        """The run is over."""
+        self._end, self._ended_s = end, self.wall_s
+
+    def _add_rows(self, step: int, values: Mapping[str, float]) -> None:
         now = timestamp_ms()
-        self._rows.extend((key, step, value, now) for key, value in values.items())
+        for key, value in values.items():
+            if math.isfinite(value):
+                self._rows.append((key, step, float(value), now))
+            else:
+                self._left_out += 1
+
+    # ---- snapshots ----------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """The newest version there is."""
+        return self._coordinator.version
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a snapshot was begun that is not committed yet."""
+        return self._is_saving
+
+    def begin_snapshot(self, *, is_forced: bool = False) -> bool:
+        """Whether a snapshot is to be taken now; then `snapshot` is expected."""
+        wait_s = max(self._durability.snapshot_every_s, self._saving_costs_s / _MOST_SNAPSHOT_SHARE)
+        is_due = time.perf_counter() - self._saved >= wait_s and self._coordinator.version > 0
+        if self._is_saving or not (is_due or is_forced):
+            return False
+        self._is_saving = True
+        return True
+
+    def snapshot(self, record: SnapshotRecord, seconds: float) -> None:
+        """A snapshot's files are durable; it is committed once all steps up to it are here."""
+        if record.version == self._saved_version:
+            self._is_saving, self._saved = False, time.perf_counter()
+        else:
+            self._snapshot, self._saving_costs_s = record, seconds
+
+    # ---- commits ------------------------------------------------------------------------------------------------
 
     def flush(self, *, is_forced: bool = False) -> None:
-        """Commits queued rows and finished timeline rows to disk, at most twice a second unless forced."""
-        if not is_forced and time.perf_counter() - self._committed < _COMMIT_EVERY_S:
+        """Commits what there is, at most twice a second unless forced or a snapshot waits."""
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.version > self._coordinator.version:
+            snapshot = None  # the aggregator is ahead: the steps in between are on their way
+        is_due = time.perf_counter() - self._committed >= _COMMIT_EVERY_S
+        if not (is_forced or snapshot is not None or is_due):
             return
+        for rows in self._coordinator.take_rows():
+            self._timeline.keep(rows)
+        if self._steps or self._rows or self._evaluations or self._artifacts or snapshot is not None or self._end:
+            self._commit(snapshot)
         self._committed = time.perf_counter()
-        for timeline_rows in self._coordinator.take_rows():
-            self._outbox.keep_timeline(timeline_rows)
-        rows, self._rows = self._rows, []
-        if rows:
-            self._outbox.commit(rows)
+
+    def _commit(self, snapshot: SnapshotRecord | None) -> None:
+        started = time.perf_counter()
+        meta = {_WALL_S: repr(self.wall_s), _BUSY_S: repr(self.busy_s), _LOST_POOLS: str(self.lost_pools)}
+        if self._left_out:
+            meta[_LEFT_OUT] = str(self._left_out)
+        if self._end is not None:
+            meta[ENDED] = json.dumps({"version": self._end.version, "reason": self._end.reason})
+        evaluations, artifacts = dict(self._evaluations), tuple(self._artifacts)
+        self._journal.commit(Commit(tuple(self._steps), tuple(self._rows), evaluations, artifacts, snapshot, meta))
+        self._steps, self._rows, self._evaluations, self._artifacts = [], [], {}, []
+        if snapshot is not None:
+            # Only now: what the journal refers to is never deleted, and a zombie is stopped by its epoch before this.
+            for name in self._journal.keep_snapshots(_KEPT_SNAPSHOTS):
+                self._files.delete(name)
+            self._snapshot, self._is_saving, self._saved = None, False, time.perf_counter()
+            self._saved_version = snapshot.version
+            self._saving_costs_s += time.perf_counter() - started
 
     def progress(self) -> dict[str, float]:
         """Figures for a live display."""
         return {
             "step": float(self._coordinator.version),
+            "saved_version": float(self._saved_version),
             "wall_s": self.wall_s,
             **self.last_step,
             **self.last_evaluation,
         }
+
+
+def checkpoint_artifact(version: int) -> Artifact:
+    """The file of a version that is kept for people."""
+    return Artifact(f"version-{version:06d}.safetensors", "checkpoints")
+
+
+def result_of(
+    end: Finish, model: ModelVersion, coordinator: Coordinator, recorder: Recorder, journal: Journal
+) -> RunResult:
+    """How the run ended, from what was recorded."""
+    ledger = coordinator.ledger
+    return RunResult(
+        model=model,
+        reason=end.reason,
+        timeline_digest=end.timeline_digest,
+        plan_digest=end.plan_digest,
+        client_updates=ledger.client_updates,
+        mean_staleness=ledger.mean_staleness,
+        virtual_hours=ledger.virtual_hours,
+        num_diverged=ledger.num_diverged,
+        metrics=recorder.last_evaluation,
+        wall_s=recorder.wall_s,
+        busy_s=recorder.busy_s,
+        unpublished_rows=journal.num_pending,
+        lost_pools=recorder.lost_pools,
+        epoch=journal.epoch,
+        extra=recorder.progress(),
+    )

@@ -20,13 +20,16 @@ if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MO
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atoll.errors import Problem, SpecError
-from atoll.runtime.actors import ClientPool, TrackerShell
+from atoll.runtime.actors import AggregatorShell, ClientPool, TrackerShell
 
 __all__ = ["RaySession"]
 
 _DEFAULT_STORE_BYTES = 512 * 2**20
+#: how long pools and tracker may take to answer before a run begins without them
+_READY_S = 30.0
 #: Threads are pinned before torch is imported: the number of threads changes bits, and two on a busy machine stall.
 _WORKER_ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
@@ -99,14 +102,39 @@ class RaySession:
 
     def new_tracker(self) -> Any:
         """A fresh tracker process."""
-        return ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(TrackerShell).remote()
+        return self._beside_driver(TrackerShell).remote()
+
+    def new_aggregator(self, *arguments: Any) -> Any:
+        """A fresh aggregator process, owned by whoever asks."""
+        return self._beside_driver(AggregatorShell).remote(*arguments)
+
+    def new_coordinator(self, parts: Any) -> Any:
+        """A fresh coordinator process over this session's pools; `progress` and `stop` run beside `run`."""
+        from atoll.runtime.coordinator_shell import CoordinatorShell
+
+        actor = self._beside_driver(CoordinatorShell).options(max_concurrency=3)
+        return actor.remote(parts, self.pools, self.tracker, self.gpus_per_worker)
+
+    def _beside_driver(self, kind: type) -> Any:
+        """An actor on this very node: the run's folder, and a tracking store in a file, are on its disk."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here)(kind)
+
+    def end(self, actor: Any) -> None:
+        """Ends an actor's process, whatever state it is in."""
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(actor)
 
     def revive(self) -> None:
-        """Replaces pools and tracker that died since the run before."""
-        for index, pool in enumerate(self.pools):
-            if not _answers(pool):
+        """Replaces pools and tracker that died since the run before; those that wait for a place go on waiting."""
+        everyone = [*self.pools, self.tracker]
+        asked = [actor.__ray_ready__.remote() for actor in everyone]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_READY_S)
+        dead = [reference in ready and not _is_alive(reference) for reference in asked]
+        for index in range(len(self.pools)):
+            if dead[index]:
                 self.pools[index] = self.new_pool()
-        if not _answers(self.tracker):
+        if dead[-1]:
             self.tracker = self.new_tracker()
 
     def __exit__(
@@ -124,9 +152,9 @@ class RaySession:
             self._temp_dir = None
 
 
-def _answers(actor: Any) -> bool:
+def _is_alive(ready: Any) -> bool:
     try:
-        ray.get(actor.__ray_ready__.remote(), timeout=60)
+        ray.get(ready)
     except ray.exceptions.RayError:
         return False
     return True

@@ -18,7 +18,7 @@ from atoll.spec.data import (
     SyntheticData,
 )
 from atoll.spec.execution import Comparison, Evaluation, InlineRuntime, RayRuntime, Runtime, Stop, Target, Tracking
-from atoll.spec.files import arms, digest, dump, load, parse, to_dict
+from atoll.spec.files import arms, digest, dump, identity, load, parse, to_dict
 from atoll.spec.overrides import parse_override
 from atoll.spec.population import (
     AlwaysAvailability,
@@ -143,6 +143,7 @@ __all__ = [
     "arms",
     "digest",
     "dump",
+    "identity",
     "json_schema",
     "load",
     "parse",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from atoll.spec.base import Count, LongCount, NonNegative, Section, Text
+from atoll.spec.base import Count, LongCount, NonNegative, Positive, Section, Text
 
 __all__ = ["Comparison", "Evaluation", "InlineRuntime", "RayRuntime", "Runtime", "Stop", "Target", "Tracking"]
 
@@ -60,6 +60,16 @@ class RuntimeSection(Section):
     )
     memory_bytes: LongCount | None = Field(
         default=None, description="Memory that live model versions may take; null: measured."
+    )
+    snapshot_every_s: NonNegative = Field(
+        default=5.0,
+        description="Wall seconds between snapshots: what a crash costs at most; never over 3 % of the time.",
+    )
+    hang_s: Positive | None = Field(
+        default=None, description="Wall seconds without an answer after which a process is replaced; null: adaptive."
+    )
+    max_failures: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        default=3, description="Failures of client code that are tried again before the run stops."
     )
 
 

@@ -21,7 +21,7 @@ from atoll.spec.schema import dotted, locate
 from atoll.spec.spec import Spec
 from atoll.spec.yaml_text import read_yaml, write_yaml
 
-__all__ = ["arms", "digest", "dump", "load", "parse", "to_dict"]
+__all__ = ["arms", "digest", "dump", "identity", "load", "parse", "to_dict"]
 
 #: what decides neither a bit of the model nor a row of evaluation (design.md 9.4)
 _OUTSIDE_IDENTITY = ("name", "stop", "tracking", "comparison", "runtime")
@@ -200,6 +200,16 @@ def dump(spec: Spec) -> str:
     return write_yaml(to_dict(spec))
 
 
+def identity(spec: Spec) -> dict[str, Any]:
+    """What decides the result, as plain values: what a run that is resumed must share with the run that was begun.
+
+    Purity: pure.
+    """
+    found = {key: value for key, value in to_dict(spec).items() if key not in _OUTSIDE_IDENTITY}
+    found["runtime"] = {key: getattr(spec.runtime, key) for key in _RUNTIME_IDENTITY}
+    return found
+
+
 def digest(spec: Spec) -> str:
     """SHA-256, in hex, of what decides the result, as canonical JSON.
 
@@ -208,9 +218,7 @@ def digest(spec: Spec) -> str:
 
     Purity: pure.
     """
-    identity = {key: value for key, value in to_dict(spec).items() if key not in _OUTSIDE_IDENTITY}
-    identity["runtime"] = {key: getattr(spec.runtime, key) for key in _RUNTIME_IDENTITY}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(identity(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Where results go: the run's journal and outbox, trackers (MLflow, memory), plots, and the comparison of runs.
+"""Where results go: trackers (MLflow, memory), plots, and the comparison of runs.
 
 The only room with mlflow; mlflow, matplotlib and rich are imported inside the functions that need them.
 """
@@ -18,7 +18,6 @@ from atoll.tracking.compare import (
 )
 from atoll.tracking.curves import History, lower_is_better
 from atoll.tracking.mlflow_tracker import MlflowTracker
-from atoll.tracking.outbox import Journal, StepRecord
 from atoll.tracking.plots import comparison_plots, plots
 from atoll.tracking.render import insert_between, to_csv, to_html, to_markdown, to_table, to_text
 from atoll.tracking.rows import Row, RunInfo, finite_rows, flatten_params, now_ms
@@ -30,7 +29,6 @@ __all__ = [
     "ArmOutcome",
     "Comparison",
     "History",
-    "Journal",
     "MemoryRun",
     "MemoryStore",
     "MemoryTracker",
@@ -41,7 +39,6 @@ __all__ = [
     "RunStatus",
     "RunSummary",
     "Spread",
-    "StepRecord",
     "Target",
     "Tracker",
     "UiCommand",

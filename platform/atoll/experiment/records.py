@@ -1,0 +1,187 @@
+"""A finished run, and how runs are found again in the folder of runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atoll import spec as sp
+from atoll.errors import Problem, SpecError
+from atoll.messages import ModelVersion
+from atoll.runtime.store import LocalFiles, SqliteJournal
+from atoll.tracking import RunSummary, Target
+
+__all__ = [
+    "COMPARISON_FILE",
+    "JOURNAL_FILE",
+    "RESULT_FILE",
+    "RUNS_FOLDER",
+    "Run",
+    "find_folder",
+    "load",
+    "read_result",
+    "run_folders",
+    "write_result",
+]
+
+RUNS_FOLDER = "runs"
+JOURNAL_FILE, RESULT_FILE, COMPARISON_FILE = "journal.db", "result.json", "comparison.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        run_id: in MLflow.
+        name, arm, seed: what it was; `arm` is empty outside a comparison.
+        folder: where its journal, timeline and weights lie.
+        model_digest: of the final weights; equal digests are equal models, bit for bit.
+        timeline_digest, plan_digest: of the steps taken.
+        server_steps, client_updates: what was done.
+        virtual_hours: simulated time.
+        mean_staleness: over client updates.
+        num_diverged: client updates that were zeroed because they diverged.
+        metrics: of the last evaluation.
+        wall_s: wall time of the run itself.
+        busy_s: wall time that workers spent in client training and evaluation.
+        workers: client pools.
+        reason: why it stopped.
+        tracking_uri, experiment: where it is logged.
+        unpublished_rows: rows that the tracking service has not taken; they are in the journal.
+        lost_pools: worker processes that died or hung and were replaced.
+        is_comparable: False where the run was resumed by force, on another software or with other settings.
+    """
+
+    run_id: str
+    name: str
+    arm: str
+    seed: int
+    folder: str
+    model_digest: str
+    timeline_digest: str
+    plan_digest: str
+    server_steps: int
+    client_updates: int
+    virtual_hours: float
+    mean_staleness: float
+    num_diverged: int
+    metrics: Mapping[str, float]
+    wall_s: float
+    busy_s: float
+    workers: int
+    reason: str
+    tracking_uri: str
+    experiment: str
+    unpublished_rows: int = 0
+    lost_pools: int = 0
+    is_comparable: bool = True
+    target: Mapping[str, Any] | None = field(default=None)
+
+    @property
+    def overhead_share(self) -> float:
+        """Share of the workers' wall time that was not client training or evaluation: 1 − busy / (workers · wall)."""
+        return max(0.0, 1.0 - self.busy_s / max(self.workers * self.wall_s, 1e-9))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "metrics": dict(self.metrics), "overhead_share": self.overhead_share}
+
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """(server step, value) per metric, read from the run's journal."""
+        with SqliteJournal(Path(self.folder) / JOURNAL_FILE) as journal:
+            return journal.history()
+
+    def summary(self) -> RunSummary:
+        """What a comparison needs."""
+        target = None if self.target is None else Target(self.target["metric"], self.target["value"])
+        digests = {"model": self.model_digest, "timeline": self.timeline_digest, "plan": self.plan_digest}
+        return RunSummary(self.run_id, self.name, self.arm, self.seed, self.history(), target, digests)
+
+    def model(self) -> ModelVersion:
+        """The final weights. Opens the data for its shape.
+
+        Raises:
+            SpecError: the run's files or its data are not there any more.
+        """
+        from atoll.data import open_data
+        from atoll.experiment.modelling import shape_of
+        from atoll.experiment.wiring import source_of
+        from atoll.models.checkpoint import load_version
+
+        spec = sp.load(Path(self.folder) / "spec.yaml")
+        return load_version(Path(self.folder) / "model.safetensors", shape_of(spec, open_data(source_of(spec)).shape))
+
+
+def run_folders(root: str | Path = RUNS_FOLDER) -> Iterator[Path]:
+    """Folders of all runs under `root`, those of comparisons included, oldest name first."""
+    base = Path(root)
+    for path in sorted([*base.glob(f"*/{JOURNAL_FILE}"), *base.glob(f"*/*/{JOURNAL_FILE}")]):
+        yield path.parent
+
+
+def find_folder(run: str | Path, root: str | Path = RUNS_FOLDER) -> Path:
+    """The folder of a run or a comparison.
+
+    Args:
+        run: its folder, the folder's name, its MLflow run id (or a beginning of it), or its name.
+        root: where runs lie.
+
+    Raises:
+        SpecError: none or several match.
+    """
+    for folder in (Path(run), Path(root) / run):
+        if (folder / JOURNAL_FILE).is_file() or (folder / COMPARISON_FILE).is_file():
+            return folder.absolute()
+    found = {folder: _names(folder) for folder in run_folders(root)}
+    found |= {path.parent: _comparison_names(path) for path in sorted(Path(root).glob(f"*/{COMPARISON_FILE}"))}
+    text = str(run)
+    matches = [folder for folder, (name, run_id) in found.items() if name == text or (run_id or "?").startswith(text)]
+    if len(matches) == 1:
+        return matches[0].absolute()
+    if matches:
+        rule = "a run id or a folder, since several runs match"
+        raise SpecError([Problem("run", repr(text), rule, hint=", ".join(str(path) for path in matches[-5:]))])
+    known = ", ".join(f"{path} ({name})" for path, (name, _) in list(found.items())[-5:]) or "none yet"
+    raise SpecError([Problem("run", repr(text), f"a run under {root}/", hint=f"the last ones: {known}")])
+
+
+def _names(folder: Path) -> tuple[str, str | None]:
+    """(name, MLflow run id) of a run, as its journal has them; nothing where that cannot be read."""
+    try:
+        with SqliteJournal(folder / JOURNAL_FILE) as journal:
+            return journal.get("name") or folder.name, journal.get("run_id")
+    except Exception:
+        return folder.name, None
+
+
+def _comparison_names(path: Path) -> tuple[str, str | None]:
+    found = json.loads(path.read_text())
+    return found["name"], found["parent_run_id"]
+
+
+def load(run: str | Path, root: str | Path = RUNS_FOLDER) -> Run:
+    """A finished run by its folder, its folder's name, its MLflow run id (or a beginning of it), or its name.
+
+    Raises:
+        SpecError: none or several match, or it is not finished.
+    """
+    folder = find_folder(run, root)
+    if not (folder / RESULT_FILE).is_file():
+        hint = f"atoll resume {folder.name} goes on with it"
+        raise SpecError([Problem("run", repr(str(run)), "a finished run", "this one is not", hint)])
+    return read_result(folder)
+
+
+def read_result(folder: Path) -> Run:
+    """The finished run in `folder`."""
+    return Run(**json.loads((folder / RESULT_FILE).read_text()))
+
+
+def write_result(finished: Run) -> None:
+    """Leaves the run's result in its folder, whole or not at all."""
+    text = json.dumps(asdict(finished), indent=2, default=dict)
+    LocalFiles(finished.folder).write(RESULT_FILE, text.encode())

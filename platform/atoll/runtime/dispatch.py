@@ -1,0 +1,219 @@
+"""Which pool gets which block, and what happens to blocks whose pool died, hung, ran out of memory or raised.
+
+Every decision here changes speed only: what a block is, and which blocks a step needs, is the plan's.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from atoll.errors import ClientWorkError, InfrastructureError
+from atoll.messages import Block
+from atoll.runtime.events import Evaluate, Train
+
+__all__ = ["Dispatcher"]
+
+#: Calls that a pool may hold at once: one that runs and one that waits, to hide the round trip.
+_CALLS_PER_POOL = 2
+#: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time).
+_CALL_TARGET_S = 0.3
+#: An evaluation in units of `_cost`: about as much as a block.
+_EVALUATION_COST = 2000.0
+#: A block that loses its pool this often while it travels alone ends the run: the work itself kills workers.
+_MAX_LOSSES_ALONE = 5
+#: Blocks that must come back in a row before one more may be resident again after memory ran out.
+_CALM_BLOCKS = 50
+
+
+@dataclass(slots=True)
+class _Call:
+    """Work given to a pool: blocks to train, or a version to evaluate."""
+
+    pool: int
+    blocks: tuple[Block, ...]
+    version: int | None
+    cost: float
+
+
+class Dispatcher:
+    """Open calls, blocks that are ready, and what is known of pools; no handle, no clock.
+
+    A block that lost its pool travels alone from then on, so that the one that is to blame is found. When memory runs
+    out, fewer blocks are resident at once, in the whole run; never other blocks, since W is part of the plan.
+
+    Args:
+        ready_pools: numbers of the pools that can take work.
+        window_steps: server steps per window of the plan.
+        max_failures: calls that may fail for their own sake before the run stops with the first error.
+    """
+
+    def __init__(self, ready_pools: Iterable[int], window_steps: int, max_failures: int) -> None:
+        self._pools = set(ready_pools)
+        self._window_steps, self._max_failures = window_steps, max_failures
+        self._calls: dict[int, _Call] = {}
+        self._next_call = 0
+        self._ready: list[tuple[int, int, Block]] = []
+        #: blocks that lost a pool or failed → how often they did so alone
+        self._alone: dict[int, int] = {}
+        #: blocks that may be resident at once; None: as many as the pools take
+        self._most_resident: int | None = None
+        self._calm = 0
+        self._failures: list[ClientWorkError] = []
+        #: wall seconds per unit of cost, a running mean; it sizes calls and decides no bit
+        self._cost_s = 0.0
+
+    # ---- what others tell -----------------------------------------------------------------------------------------
+
+    def add(self, block: Block) -> None:
+        """All start versions of `block` exist."""
+        heapq.heappush(self._ready, (int(block.step.min()) // self._window_steps, block.block_id, block))
+
+    def pool_ready(self, pool: int) -> None:
+        """`pool` can take work."""
+        self._pools.add(pool)
+
+    def returned(self, call_id: int, busy_s: float) -> None:
+        """A training call came back; one that was given up already is ignored."""
+        call = self._calls.pop(call_id, None)
+        if call is None:
+            return
+        for block in call.blocks:
+            self._alone.pop(block.block_id, None)
+        found = busy_s / call.cost
+        self._cost_s = found if not self._cost_s else 0.8 * self._cost_s + 0.2 * found
+        if self._most_resident is not None:
+            self._calm += len(call.blocks)
+            if self._calm >= _CALM_BLOCKS:
+                self._most_resident, self._calm = self._most_resident + 1, 0
+
+    def evaluated(self, call_id: int) -> bool:
+        """An evaluation came back; False where it was given up already."""
+        return self._calls.pop(call_id, None) is not None
+
+    def pool_lost(self, pool: int, *, is_out_of_memory: bool) -> list[int]:
+        """`pool` is gone; its blocks are ready again. Returns the versions whose evaluation is to be asked for again.
+
+        Raises:
+            InfrastructureError: a block has lost too many pools while it was alone.
+        """
+        self._pools.discard(pool)
+        if is_out_of_memory:
+            self._fewer_resident()
+        lost = [call_id for call_id, call in self._calls.items() if call.pool == pool]
+        # Only what ran can be to blame: calls run in the order in which they were sent.
+        running = min((call_id for call_id in lost if self._calls[call_id].blocks), default=None)
+        return [v for call_id in lost for v in self._give_up(call_id, is_to_blame=call_id == running)]
+
+    def out_of_memory(self, call_id: int) -> list[int]:
+        """A call did not fit; the pool lives. Otherwise as `pool_lost`."""
+        if call_id not in self._calls:
+            return []
+        self._fewer_resident()
+        return self._give_up(call_id, is_to_blame=True)
+
+    def failed(self, call_id: int, error: ClientWorkError) -> list[int]:
+        """Client code raised in this call: it is tried again, block by block. Otherwise as `pool_lost`.
+
+        Raises:
+            ClientWorkError: the first one, where the failure budget is used up.
+        """
+        if call_id not in self._calls:
+            return []
+        self._failures.append(error)
+        if len(self._failures) > self._max_failures:
+            raise self._failures[0]
+        return self._give_up(call_id, is_to_blame=False)
+
+    def _give_up(self, call_id: int, *, is_to_blame: bool) -> list[int]:
+        call = self._calls.pop(call_id)
+        for block in call.blocks:
+            times = self._alone.get(block.block_id, 0) + (is_to_blame and len(call.blocks) == 1)
+            self._alone[block.block_id] = times
+            if times >= _MAX_LOSSES_ALONE:
+                raise InfrastructureError(
+                    f"block {block.block_id} ({block.num_lanes} lanes, server step {int(block.step.min())}, clients "
+                    f"{block.client_id[:4].tolist()}…): its worker died {times} times while it held this block alone. "
+                    "The work itself ends the process, most likely for lack of memory. W is part of the plan, so a "
+                    f"smaller one is another run: runtime.lanes={max(1, block.num_lanes // 2)}"
+                )
+            self.add(block)
+        return [] if call.version is None else [call.version]
+
+    def _fewer_resident(self) -> None:
+        self._most_resident, self._calm = max(1, self._num_resident() // 2), 0
+
+    # ---- what there is to do --------------------------------------------------------------------------------------
+
+    @property
+    def versions_in_evaluation(self) -> list[int]:
+        """Versions that pools evaluate now."""
+        return [call.version for call in self._calls.values() if call.version is not None]
+
+    def evaluate(self, version: int) -> Evaluate | None:
+        """Gives the evaluation of `version` to a pool, if there is one."""
+        if not self._pools:
+            return None
+        pool = min(sorted(self._pools), key=self._load)
+        return Evaluate(pool, self._open(_Call(pool, (), version, _EVALUATION_COST)), version)
+
+    def train(self) -> Iterator[Train]:
+        """Gives blocks to pools that have room."""
+        while self._ready and self._room() > 0:
+            free = [pool for pool in sorted(self._pools) if self._num_calls(pool) < _CALLS_PER_POOL]
+            if not free:
+                return
+            pool = min(free, key=self._load)
+            blocks = self._take_blocks()
+            versions = sorted({int(version) for block in blocks for version in block.start_version})
+            call = _Call(pool, blocks, None, sum(map(_cost, blocks)))
+            yield Train(pool, self._open(call), blocks, tuple(versions))
+
+    def _take_blocks(self) -> tuple[Block, ...]:
+        """The next call: blocks of the oldest window only, so that what is due first is not held up by what is not.
+
+        As many as make a call worth its overhead, but no more than half a pool's fair share of what is ready.
+        """
+        window = self._ready[0][0]
+        ready = sum(_cost(entry[2]) for entry in self._ready if entry[0] == window)
+        limit = ready / (_CALLS_PER_POOL * len(self._pools))
+        if self._cost_s:
+            limit = min(limit, _CALL_TARGET_S / self._cost_s)
+        room = self._room()
+        blocks = [heapq.heappop(self._ready)[2]]
+        taken = _cost(blocks[0])
+        while (
+            taken < limit
+            and len(blocks) < room
+            and blocks[0].block_id not in self._alone
+            and self._ready
+            and self._ready[0][0] == window
+            and self._ready[0][1] not in self._alone
+        ):
+            blocks.append(heapq.heappop(self._ready)[2])
+            taken += _cost(blocks[-1])
+        return tuple(blocks)
+
+    def _room(self) -> float:
+        return float("inf") if self._most_resident is None else self._most_resident - self._num_resident()
+
+    def _num_resident(self) -> int:
+        return sum(len(call.blocks) for call in self._calls.values())
+
+    def _open(self, call: _Call) -> int:
+        call_id = self._next_call
+        self._next_call += 1
+        self._calls[call_id] = call
+        return call_id
+
+    def _load(self, pool: int) -> float:
+        return sum(call.cost for call in self._calls.values() if call.pool == pool)
+
+    def _num_calls(self, pool: int) -> int:
+        return sum(call.pool == pool for call in self._calls.values())
+
+
+def _cost(block: Block) -> float:
+    """Work of a block in arbitrary units: its examples, and something for every lane."""
+    return float(block.num_examples.sum()) + 8.0 * block.num_lanes

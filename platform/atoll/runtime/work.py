@@ -1,0 +1,78 @@
+"""One block or one evaluation, with a foreign exception turned into a ClientWorkError that tells its story."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atoll.errors import AtollError, ClientWorkError
+from atoll.messages import Block, BlockResult, ModelVersion
+
+if TYPE_CHECKING:
+    from atoll.evaluation import Evaluator
+    from atoll.learner import Learner
+
+__all__ = ["evaluate_version", "train_block"]
+
+
+def train_block(learner: Learner, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
+    """`learner.train`.
+
+    Raises:
+        ClientWorkError: client code raised. Every lane is then trained alone, to name the client that is to blame.
+    """
+    try:
+        return learner.train(block, versions)
+    except AtollError:
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            story = f"block {block.block_id} of {block.num_lanes} lanes does not fit into memory"
+            message = f"client work raised {type(error).__name__}: {error}"
+            raise ClientWorkError(message, story, is_out_of_memory=True) from error
+        raise _told(learner, block, versions, error, traceback.format_exc()) from error
+
+
+def _told(
+    learner: Learner, block: Block, versions: Mapping[int, ModelVersion], error: Exception, trace: str
+) -> ClientWorkError:
+    task_id, where = None, f"block {block.block_id} with clients {block.client_id[:8].tolist()}"
+    where += "…; none of them raises alone" if block.num_lanes > 8 else "; none of them raises alone"
+    for index in range(block.num_lanes):
+        alone = block.lane(index)
+        try:
+            learner.train(alone, versions)
+        except Exception as found:
+            error, trace = found, traceback.format_exc()
+            task_id = int(alone.task_id[0])
+            where = f"client {int(alone.client_id[0])}, task {task_id}, block {block.block_id}"
+            block = alone
+            break
+    story = (
+        f"{where}, server steps {np.unique(block.step).tolist()}, "
+        f"start versions {np.unique(block.start_version).tolist()}\n{trace}"
+    )
+    return ClientWorkError(f"client work raised {type(error).__name__}: {error}", story, task_id)
+
+
+def evaluate_version(evaluator: Evaluator, model: ModelVersion) -> dict[str, float]:
+    """`evaluator.evaluate`.
+
+    Raises:
+        ClientWorkError: it runs a person's model too.
+    """
+    try:
+        return evaluator.evaluate(model).metrics
+    except AtollError:
+        raise
+    except Exception as error:
+        message = f"evaluation of version {model.version} raised {type(error).__name__}: {error}"
+        raise ClientWorkError(message, traceback.format_exc(), is_out_of_memory=_is_out_of_memory(error)) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch.OutOfMemoryError by name: importing torch here would make every reader of this module pay for it
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
