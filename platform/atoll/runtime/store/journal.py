@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS artifacts (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, place TEXT, is_done INTEGER NOT NULL DEFAULT 0);
 """
+_TIMEOUT_S = 30.0
 _EPOCH = "epoch"
 _ACKED = "outbox.acked_id"
 
@@ -51,9 +53,9 @@ class SqliteJournal:
         self._place = str(path)
         self._epoch = 0
         with self._errors("opening"):
-            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)
             try:
-                self._db.execute("PRAGMA journal_mode=WAL")
+                _use_wal(self._db)
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.executescript(_SCHEMA)
             except sqlite3.Error:
@@ -264,6 +266,19 @@ class SqliteJournal:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    # SQLite does not wait for its lock here, so that two processes that make one file at once would fail.
+    until = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def check_epoch(place: str, own: int, newest: int) -> None:
