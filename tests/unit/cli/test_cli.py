@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_plan_and_run_end_with_one_object(atoll: Terminal, mlflow_uri: str) -> N
 
 
 def test_a_run_without_json_prints_no_object(atoll: Terminal, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
+    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
     code, out, _ = atoll("run", atoll.write(tracking={"uri": mlflow_uri}, client={"lr": 1e30}))
     assert code == 0
     assert not [line for line in out.splitlines() if line.startswith("{")]
@@ -312,7 +313,7 @@ def test_an_unknown_option(atoll: Terminal) -> None:
 
 def test_compare_says_what_it_needs(atoll: Terminal) -> None:
     refused(atoll, "compare", "one", says=("compare", "two runs or more"))
-    refused(atoll, "compare", "one", "two", says=("'one'", "a finished run under runs/"))
+    refused(atoll, "compare", "one", "two", says=("'one'", "a run under runs/", "none yet"))
 
 
 def test_ui_of_a_store_that_cannot_be(atoll: Terminal) -> None:
@@ -349,7 +350,11 @@ def test_client_code_that_raises_ends_with_3(atoll: Terminal, mlflow_uri: str) -
         sys.path.remove(str(atoll.folder))
     assert code == 3
     assert "client work raised RuntimeError: no such sensor" in err
-    assert "clients [" in err
+    # Which client, which task, and the two commands that one needs next.
+    task = re.search(r"^client \d+, task (\d+), block 0", err, re.MULTILINE)
+    assert task
+    assert re.search(rf"replay this client alone: atoll replay runs/tiny-\S+ {task[1]}$", err, re.MULTILINE)
+    assert re.search(r"When the cause is gone: atoll resume runs/tiny-\S+$", err, re.MULTILINE)
 
 
 def test_a_bug_ends_with_1_and_says_so(atoll: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

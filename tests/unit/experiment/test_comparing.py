@@ -51,7 +51,7 @@ def finished(uri: str, folder: Path) -> ComparisonRun:
         seen.append((arm, number, total, spec.seed))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})  # a second per run
+        patch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})  # a second per run
         found = run_comparison(spec_of(uri), on_run=on_run, runs_folder=folder)
     assert [(number, total) for _, number, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert {(arm, seed) for arm, _, _, seed in seen} == {(arm, seed) for arm in ARMS for seed in (1, 2)}
@@ -94,7 +94,10 @@ def test_the_report(finished: ComparisonRun) -> None:
         assert arm in text
     rows = list(csv.DictReader(Path(finished.csv).read_text().splitlines()))
     assert len(rows) >= 2
-    assert (Path(finished.html).parent / "spec.yaml").is_file()
+    home = Path(finished.html).parent.parent
+    assert (home / "spec.yaml").is_file()
+    # The runs lie in the comparison's folder, by arm and seed, so that a comparison that goes on finds them.
+    assert {Path(one.folder) for one in finished.runs} == {home / f"{arm}-s{seed}" for arm in ARMS for seed in (1, 2)}
     told = json.loads(json.dumps(outcome_dict(finished)))
     assert set(told["arms"]) == set(ARMS)
     assert len(told["runs"]) == 4
@@ -130,7 +133,7 @@ def test_a_store_that_is_gone_at_the_end_does_not_fail_the_comparison(
     def gone(*_) -> None:
         raise InfrastructureError("tracking store failed at closing the run: gone")
 
-    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
+    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
     monkeypatch.setattr(MlflowTracker, "finish", gone)
     comparison = {"seeds": [1], "arms": ARMS, "baseline": "single"}
     found = run_comparison(spec_of(uri, comparison=comparison), runs_folder=tmp_path)

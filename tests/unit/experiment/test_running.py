@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from atoll import spec as sp
 from atoll.errors import ClientWorkError, InfrastructureError, PlanError, SpecError
 from atoll.experiment import Run, load, plan, run
 from atoll.messages import ModelVersion, model_digest
+from atoll.runtime.store import Commit, SqliteJournal
 from atoll.tracking import MlflowTracker, RunSummary, Target, load_run
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
@@ -50,7 +53,7 @@ def finished(uri: str, folder: Path) -> Run:
 @pytest.fixture
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of a tiny run's time."""
-    monkeypatch.setattr("atoll.experiment.running.plots", lambda *args, **options: {})
+    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
 
 
 def spec_of(uri: str, **sections) -> dict:
@@ -170,18 +173,25 @@ def test_load_by_id_name_and_folder(finished: Run, folder: Path) -> None:
 
 
 def test_load_says_what_there_is(finished: Run, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=f"run: got 'tinny'.*{finished.run_id} \\(tiny\\)"):
+    name = Path(finished.folder).name
+    with pytest.raises(SpecError, match=f"run: got 'tinny'; need a run under .*{name} \\(tiny\\)"):
         load("tinny", folder)
     with pytest.raises(SpecError, match="none yet"):
         load("tiny", tmp_path)
     for number in (1, 2):
         twin = tmp_path / f"twin-{number}"
         twin.mkdir()
-        text = (Path(finished.folder) / "result.json").read_text()
-        (twin / "result.json").write_text(text.replace(finished.run_id, f"{number}{finished.run_id[1:]}"))
+        shutil.copy(Path(finished.folder) / "result.json", twin)
+        shutil.copy(Path(finished.folder) / "journal.db", twin)
+        with SqliteJournal(twin / "journal.db") as journal:
+            journal.claim()
+            journal.commit(Commit(meta={"run_id": f"{number}{finished.run_id[1:]}"}))
     with pytest.raises(SpecError, match="several runs match"):
         load("tiny", tmp_path)
     assert load(f"2{finished.run_id[1:]}", tmp_path).folder == finished.folder
+    (twin / "result.json").unlink()
+    with pytest.raises(SpecError, match=r"need a finished run. this one is not. atoll resume twin-2 goes on with it"):
+        load("twin-2", tmp_path)
 
 
 # ---- stopping -----------------------------------------------------------------------------------------------------
@@ -304,8 +314,7 @@ def test_client_code_that_raises_fails_the_run_with_its_story(uri: str, tmp_path
     with pytest.raises(ClientWorkError, match="RuntimeError: no such sensor") as caught:
         run(mapping, runs_folder=tmp_path)
     assert caught.value.exit_code == 3
-    assert "clients [" in caught.value.story
-    assert "start versions [0]" in caught.value.story
+    assert re.match(r"client \d+, task \d+, block 0, server steps \[1\], start versions \[0\]\n", caught.value.story)
     assert "in forward" in caught.value.story
     assert statuses(uri, "raising") == ["FAILED"]
 
@@ -353,10 +362,10 @@ def test_a_store_that_is_gone_does_not_hide_why_a_run_failed(
 
 def test_ctrl_c_keeps_what_there_is(uri: str, tmp_path: Path) -> None:
     def interrupt(figures: dict[str, float]) -> None:
-        if figures["step"] >= 3:
-            raise KeyboardInterrupt
+        if 3 <= figures["step"] < 7:
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at server step [3-6]; .* Go on with: atoll resume "):
         run(spec_of(uri, name="interrupted"), on_progress=interrupt, runs_folder=tmp_path)
     assert statuses(uri, "interrupted") == ["KILLED"]
     store = mlflow_client(uri)
@@ -380,7 +389,7 @@ def test_a_store_that_fails_on_the_way_does_not_stop_training(
     from atoll.experiment.facts import TrackerPublisher
 
     monkeypatch.setattr(TrackerPublisher, "publish", fail)
-    monkeypatch.setattr(TrackerPublisher, "checkpoint", fail)
+    monkeypatch.setattr(TrackerPublisher, "upload", fail)
     monkeypatch.setattr("atoll.runtime.publishing._BACK_OFF_S", (0.01,))
     found = run(spec_of(uri), runs_folder=tmp_path)
     assert found.server_steps == 7
