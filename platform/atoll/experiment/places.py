@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ __all__ = ["check_device", "check_places", "is_held", "only_one"]
 #: workers that an embedded Ray accepts at most: per core, and on any machine
 _WORKERS_PER_CORE, _LEAST_WORKERS = 4, 8
 _LOCK_FILE = ".lock"
+#: far more than a look at a lock takes
+_LOOK_S = 0.05
 
 
 def check_places(spec: sp.Spec, runs_folder: str | Path) -> None:
@@ -76,7 +79,11 @@ def only_one(folder: Path) -> Iterator[None]:
     """
     with (folder / _LOCK_FILE).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(_LOOK_S)  # somebody may only be looking, as `is_held` does
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             rule, hint = "a run that nobody works on", "wait for it, or end that process first"
             raise SpecError([Problem("run", str(folder), rule, "another process works on it now", hint)]) from error
@@ -84,10 +91,12 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process of this machine works on the run."""
+    """Whether a process of this machine works on the run. Looks only: no lock file is made."""
     try:
-        with (folder / _LOCK_FILE).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder / _LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
     except OSError:
         return True
     return False

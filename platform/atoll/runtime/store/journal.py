@@ -42,17 +42,22 @@ class SqliteJournal:
 
     Args:
         path: the file; made where missing.
+        is_readonly: only look: nothing in the folder is made or changed, and whoever writes there is not held up.
+            Writing raises then.
 
     Raises:
         InfrastructureError: it cannot be opened, or is no journal.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, is_readonly: bool = False) -> None:
         self.path = Path(path)
         #: where it is, for messages
         self._place = str(path)
         self._epoch = 0
         with self._errors("opening"):
+            if is_readonly:
+                self._db = _only_to_read(self.path)
+                return
             self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)
             try:
                 _use_wal(self._db)
@@ -279,6 +284,24 @@ def _use_wal(db: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def _only_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that leaves no trace: opened without care, SQLite makes a log and its index beside the file."""
+    log, index = (path.with_name(f"{path.name}-{suffix}") for suffix in ("wal", "shm"))
+    if index.exists() and log.exists():
+        how = "&readonly_shm=1"  # somebody writes now, or was killed: what is in the log counts
+    elif log.exists() and log.stat().st_size:
+        how = ""  # a copy without the index: SQLite has to make that
+    else:
+        how = "&immutable=1"  # closed: the file alone is everything
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{how}", uri=True, timeout=_TIMEOUT_S, isolation_level=None)
+    try:
+        db.execute("SELECT value FROM meta LIMIT 1").fetchone()
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
 
 def check_epoch(place: str, own: int, newest: int) -> None:
