@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from atoll import rng
-from atoll.aggregation import Aggregator, EqualWeight, PolynomialStaleness, Rule, ServerSgd, Weighting
+from atoll.aggregation import (
+    Aggregator,
+    AggregatorState,
+    EqualWeight,
+    PolynomialStaleness,
+    Rule,
+    ServerOptimizer,
+    ServerSgd,
+    Weighting,
+)
 from atoll.messages import Block, BlockResult, ModelVersion, PartialSum
 from atoll.plan import Grid, Planner, PlanSettings, lookahead_steps
 from atoll.population import Devices, HalfNormal, Population
 from atoll.runtime import CoordinatorSettings, MetricRow, Parts, Target
+from atoll.runtime.parts import Durability
+from atoll.runtime.store import Artifact, SqliteJournal
 from atoll.timeline import AsyncSchedule, Schedule, Timeline
 
 SIZE = 3
@@ -54,43 +66,101 @@ class ToyEvaluator:
         return ToyEvaluation(version)
 
 
-class MemoryOutbox:
-    """Rows in a list; the first row of a (key, step) stands."""
+class KeptJournal(SqliteJournal):
+    """A journal in memory that outlives the run that closes it."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, int], float] = {}
-        self.timeline: list[np.ndarray] = []
-
-    def commit(self, rows: Sequence[MetricRow]) -> None:
-        for key, step, value, _ in rows:
-            assert (key, step) not in self.rows, f"{key} at step {step} twice"
-            self.rows[key, step] = value
-
-    def pending(self, limit: int) -> tuple[int, list[MetricRow]]:
-        return 0, []
-
-    def ack(self, last_id: int) -> None: ...
-
-    def keep_timeline(self, rows: np.ndarray) -> None:
-        self.timeline.append(rows)
+        super().__init__(":memory:")
 
     def close(self) -> None: ...
 
     def science(self) -> dict[tuple[str, int], float]:
         """What must be equal in every run: everything outside wall_* (design 9.3)."""
-        return {key: value for key, value in self.rows.items() if not key[0].startswith("wall_")}
+        return science(self)
+
+
+def science(journal: SqliteJournal) -> dict[tuple[str, int], float]:
+    rows = {(key, step): value for key, step, value, _ in journal.rows() if not key.startswith("wall_")}
+    walls = [(key, step) for key, step, _, _ in journal.rows() if key.startswith("wall_")]
+    steps = range(1, journal.last_step + 2)
+    assert sorted(walls) == sorted((key, step) for key in ("wall_s", "wall_updates_per_s") for step in steps)
+    return rows
+
+
+class MemoryFiles:
+    """Files in a dictionary."""
+
+    place = "memory"
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def write(self, name: str, data: bytes) -> None:
+        self.files[name] = data
+
+    def read(self, name: str) -> bytes:
+        return self.files[name]
+
+    def delete(self, name: str) -> None:
+        self.files.pop(name, None)
+
+    def names(self) -> list[str]:
+        return sorted(self.files)
+
+    def size(self) -> int:
+        return sum(map(len, self.files.values()))
+
+
+class MemoryTimeline:
+    """The rows of the epoch that ended last."""
+
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+
+    def keep(self, rows: np.ndarray) -> None:
+        self.rows.append(rows)
+
+    def close(self) -> None: ...
 
 
 class NullPublisher:
     def publish(self, rows: Sequence[MetricRow]) -> None: ...
 
-    def checkpoint(self, model: ModelVersion) -> None: ...
+    def upload(self, artifact: Artifact, data: bytes) -> None: ...
 
 
-def toy_parts(
-    schedule: Schedule, *, steps: int = 12, lanes: int = 4, target: Target | None = None, every: int = 4
-) -> tuple[Parts, MemoryOutbox]:
-    outbox = MemoryOutbox()
+@dataclasses.dataclass
+class Toy:
+    """A run's parts and what it leaves behind."""
+
+    parts: Parts
+    journal: KeptJournal
+    files: MemoryFiles
+    timelines: list[MemoryTimeline]
+
+    def science(self) -> dict[tuple[str, int], float]:
+        return self.journal.science()
+
+    def timeline(self) -> np.ndarray:
+        return np.concatenate(self.timelines[-1].rows)
+
+
+def toy_run(
+    schedule: Schedule,
+    *,
+    steps: int = 12,
+    lanes: int = 4,
+    target: Target | None = None,
+    every: int = 4,
+    before: Toy | None = None,
+    snapshot_every_s: float = 0.0,
+    optimizer: ServerOptimizer | None = None,
+    form: str = "delta",
+) -> Toy:
+    """Parts of a toy run; `before`: goes on with the journal and files of that one."""
+    journal = KeptJournal() if before is None else before.journal
+    files = MemoryFiles() if before is None else before.files
+    timelines: list[MemoryTimeline] = [] if before is None else before.timelines
     is_async = isinstance(schedule, AsyncSchedule)
     per_step = schedule.buffer_goal if isinstance(schedule, AsyncSchedule) else schedule.cohort
 
@@ -100,17 +170,27 @@ def toy_parts(
         weigh = Weighting(PolynomialStaleness(), EqualWeight())
         return Planner(Timeline(population, schedule, 3), settings, weigh)
 
-    def make_aggregator() -> Aggregator:
+    def make_aggregator(state: AggregatorState | None) -> Aggregator:
         model = ModelVersion(0, np.full(SIZE, 5.0, dtype=np.float32))
-        return Aggregator(model, Rule(ServerSgd(1.0, 0.5)), GRID, steps)
+        rule = Rule(optimizer or ServerSgd(1.0, 0.5), form=form)  # type: ignore[arg-type]
+        return Aggregator(model if state is None else state, rule, GRID, steps)
+
+    def make_timeline(epoch: int) -> MemoryTimeline:
+        timelines.append(MemoryTimeline())
+        return timelines[-1]
 
     parts = Parts(
         settings=CoordinatorSettings(steps, every, 0, target, SIZE * 4, METRICS),
+        durability=Durability(snapshot_every_s),
         make_planner=make_planner,
         make_aggregator=make_aggregator,
         make_learner=ToyLearner,  # type: ignore[arg-type]
         make_evaluator=ToyEvaluator,  # type: ignore[arg-type]
-        make_outbox=lambda: outbox,
+        make_journal=lambda: journal,
+        make_snapshot_files=lambda: files,
+        make_artifact_files=lambda: files,
+        make_timeline=make_timeline,
         make_publisher=NullPublisher,
+        encode_model=lambda model: model.dense.tobytes(),
     )
-    return parts, outbox
+    return Toy(parts, journal, files, timelines)

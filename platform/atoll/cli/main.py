@@ -1,18 +1,24 @@
-"""`atoll plan | run | compare | ui | schema`."""
+"""`atoll plan | run | resume | compare | ui | schema`."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from atoll.errors import AtollError, Problem, SpecError
+from atoll.errors import AtollError, Interrupted, Problem, SpecError
+
+if TYPE_CHECKING:
+    from atoll.experiment import ComparisonRun, Run
 
 __all__ = ["app", "main"]
 
@@ -28,7 +34,7 @@ app = typer.Typer(
 
 #: what typer raises for wrong usage: its own copy of click's class in new releases, click's in old ones
 _UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-_INTERRUPTED = "interrupted; a run that had started keeps its metrics and timeline so far, in its folder and in MLflow"
+_INTERRUPTED = "interrupted; what a run had committed is kept: `atoll runs` lists what can be resumed"
 
 Config = Annotated[Path, typer.Argument(help="The experiment, a YAML file such as configs/fedbuff_flights.yaml.")]
 Overrides = Annotated[
@@ -65,27 +71,98 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Name of the run: begun once under it, it goes on where it stopped when started again."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Run an experiment here; where it names arms to compare, run them all and print the ratios."""
     from atoll.cli import show
-    from atoll.experiment import as_spec, outcome_dict, run_comparison
+    from atoll.experiment import as_spec, run_comparison
     from atoll.experiment import run as run_one
 
     spec = as_spec(config, overrides or ())
     if spec.comparison is not None:
-        with show.live() as display:
-            compared = run_comparison(spec, on_run=display.begin)
-        show.comparison(compared.comparison, compared.html, compared.csv)
-        show.address(spec.tracking.uri, spec.tracking.experiment or spec.name)
-        if as_json:
-            _echo_object(outcome_dict(compared))
+        with _stopping(), show.live() as display:
+            compared = run_comparison(spec, key=key, on_run=display.begin)
+        _tell_comparison(compared, as_json)
         return
-    with show.live() as display:
-        finished = run_one(spec, on_progress=display.begin("", 1, 1, spec))
+    with _stopping(), show.live() as display:
+        finished = run_one(spec, key=key, on_progress=display.begin("", 1, 1, spec))
+    _tell_run(finished, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Folder, run id or name of a run, or the folder of a comparison.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="A longer stop (stop.server_steps=900), tracking, workers."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Go on with other software or client settings; the result is marked as not comparable."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on exactly where a run stopped, whatever stopped it; or make a finished run longer."""
+    from atoll.cli import show
+    from atoll.experiment import find_folder, resume_comparison
+    from atoll.experiment import resume as resume_one
+
+    folder = find_folder(run)
+    with _stopping(), show.live() as display:
+        if (folder / "comparison.json").is_file():
+            if overrides or force:
+                rule, hint = "no change to a comparison", "resume one of its runs, or begin a new one"
+                raise SpecError([Problem("resume", " ".join(overrides or ["--force"]), rule, "", hint)])
+            compared = resume_comparison(folder, on_run=display.begin)
+        else:
+            compared = None
+            finished = resume_one(folder, *(overrides or ()), force=force, on_progress=display.begin_named(folder.name))
+    if compared is not None:
+        _tell_comparison(compared, as_json)
+    else:
+        _tell_run(finished, as_json)
+
+
+class _Stopped(AtollError):
+    """An Interrupted that typer does not take for its own Ctrl-C: the message would be lost."""
+
+    exit_code = 130
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        raise _Stopped(error.message) from error
+
+
+def _tell_run(finished: Run, as_json: bool) -> None:
+    from atoll.cli import show
+
     show.run(finished)
-    show.address(spec.tracking.uri, finished.experiment)
+    show.address(finished.tracking_uri, finished.experiment)
     if as_json:
         _echo_object(finished.as_dict())
+
+
+def _tell_comparison(compared: ComparisonRun, as_json: bool) -> None:
+    from atoll.cli import show
+    from atoll.experiment import outcome_dict
+
+    show.comparison(compared.comparison, compared.html, compared.csv)
+    show.address(compared.runs[0].tracking_uri, compared.runs[0].experiment)
+    if as_json:
+        _echo_object(outcome_dict(compared))
 
 
 @app.command()
@@ -164,6 +241,8 @@ def _finite(value: Any) -> Any:
 
 def main() -> NoReturn:
     """Entry point: exit 0 done, 2 refused before the start, 3 failed on the way, 130 interrupted, 1 a bug."""
+    # A job that is stopped gets SIGTERM: before a run has begun it ends like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: Any = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -172,7 +251,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except AtollError as error:
-        _end(str(error), error.exit_code)
+        _end("\n".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except Exception:
         traceback.print_exc()
         _end("this is a bug in atoll, or in code that it was given; please report it with the lines above", 1)

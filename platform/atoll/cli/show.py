@@ -29,7 +29,13 @@ class Display:
     def begin(self, arm: str, number: int, total: int, spec: Spec) -> Callable[[dict[str, float]], None]:
         """Starts a line; returns what to call with figures."""
         label = f"[{number}/{total}] {arm} seed {spec.seed}" if arm else spec.name
-        steps = spec.stop.server_steps
+        return self._line(label, spec.stop.server_steps)
+
+    def begin_named(self, label: str) -> Callable[[dict[str, float]], None]:
+        """A line for a run whose length is not known yet."""
+        return self._line(label, None)
+
+    def _line(self, label: str, steps: int | None) -> Callable[[dict[str, float]], None]:
         task = self._progress.add_task(label, total=steps, figures="starting …")
 
         def update(figures: Mapping[str, float]) -> None:

@@ -110,7 +110,8 @@ def differences(old: Birth, new: Birth, old_spec: sp.Spec, new_spec: sp.Spec) ->
             hint += ", or --force goes on and marks the result as not comparable"
         problem = Problem(key, now, f"{was}, as the run was begun", "only stop and tracking may change", hint)
         (forceable if may_force else fatal).append(problem)
-    for name in sorted(old.inputs.keys() | new.inputs.keys()):
+    # Where the spec itself asks for other data, their content needs no second problem.
+    for name in () if fatal else sorted(old.inputs.keys() | new.inputs.keys()):
         was, now = old.inputs.get(name, "nothing"), new.inputs.get(name, "nothing")
         if was != now:
             why = "its content has changed since the run was begun"

@@ -15,7 +15,7 @@ from atoll.experiment.finishing import observing
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
-from atoll.experiment.running import Progress, new_folder, run_in, session_for, short
+from atoll.experiment.running import Progress, keyed_folder, new_folder, run_in, session_for, short
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
     Comparison,
@@ -66,6 +66,7 @@ class ComparisonRun:
 def run_comparison(
     spec: SpecLike,
     *overrides: str,
+    key: str | None = None,
     on_run: OnRun | None = None,
     runs_folder: str | Path = RUNS_FOLDER,
 ) -> ComparisonRun:
@@ -74,6 +75,7 @@ def run_comparison(
     Args:
         spec: with a `comparison`.
         overrides: `dotted.key=value`.
+        key: names the comparison: begun once under it, it goes on when it is started again.
         on_run: called before each run with (arm, number, of, spec); may return a progress callback for it.
         runs_folder: where the runs' folders are made.
 
@@ -85,7 +87,8 @@ def run_comparison(
     reports = _checked(resolved)
     uri = absolute_uri(resolved.tracking.uri)
     preflight(uri)
-    folder = new_folder(resolved, Path(runs_folder))
+    folder = new_folder(resolved, Path(runs_folder)) if key is None else keyed_folder(key, Path(runs_folder))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.yaml").write_text(sp.dump(resolved))
     return _compare(folder, resolved, reports, on_run)
 

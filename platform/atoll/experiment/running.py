@@ -32,7 +32,7 @@ from atoll.tracking import MlflowTracker, RunInfo, absolute_uri, flatten_params,
 if TYPE_CHECKING:
     from atoll.runtime import RunResult
 
-__all__ = ["Progress", "new_folder", "resume", "run", "run_in", "session_for", "short"]
+__all__ = ["Progress", "keyed_folder", "new_folder", "resume", "run", "run_in", "session_for", "short"]
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -83,9 +83,7 @@ def run(
         hint = "atoll.run_comparison runs the arms; comparison=null drops them"
         arms = ", ".join(resolved.comparison.arms)
         raise SpecError([Problem("comparison", f"arms {arms}", "null for a single run", hint=hint)])
-    if key is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", key):
-        raise SpecError([Problem("key", repr(key), "letters, digits and _ . -", "it names a folder")])
-    folder = None if key is None else Path(runs_folder).absolute() / key
+    folder = None if key is None else keyed_folder(key, Path(runs_folder))
     return run_in(folder, resolved, on_progress=on_progress, session=session, runs_folder=runs_folder)
 
 
@@ -283,6 +281,17 @@ def new_folder(spec: sp.Spec, root: Path) -> Path:
     folder = (root / f"{slug}-{stamp}-{secrets.token_hex(2)}").absolute()
     folder.mkdir(parents=True)
     return folder
+
+
+def keyed_folder(key: str, root: Path) -> Path:
+    """The folder that a key names.
+
+    Raises:
+        SpecError: it cannot name one.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", key):
+        raise SpecError([Problem("key", repr(key), "letters, digits and _ . -", "it names a folder")])
+    return (root / key).absolute()
 
 
 def _run_info(spec: sp.Spec, birth: Birth) -> RunInfo:

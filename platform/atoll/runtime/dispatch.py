@@ -22,7 +22,7 @@ _CALL_TARGET_S = 0.3
 #: An evaluation in units of `_cost`: about as much as a block.
 _EVALUATION_COST = 2000.0
 #: A block that loses its pool this often while it travels alone ends the run: the work itself kills workers.
-_MAX_LOSSES_ALONE = 5
+_MAX_LOSSES_ALONE = 8
 #: Blocks that must come back in a row before one more may be resident again after memory ran out.
 _CALM_BLOCKS = 50
 

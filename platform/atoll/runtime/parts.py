@@ -51,8 +51,8 @@ class Durability:
     """How much a crash may cost, and when a silent process counts as dead.
 
     Attributes:
-        snapshot_every_s: wall seconds between snapshots; 0: at every commit. Snapshots never take more than three
-            parts in a hundred of the time: after a slow one the next one waits longer.
+        snapshot_every_s: wall seconds between snapshots. They never take more than three parts in a hundred of the
+            time: after a slow one the next one waits longer. 0: whenever a step has closed, whatever it costs.
         hang_s: wall seconds after which a process that owes an answer is replaced; None: twenty times its longest
             answer so far, and a minute at least.
     """

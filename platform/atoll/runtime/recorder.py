@@ -131,7 +131,9 @@ class Recorder:
 
     def begin_snapshot(self, *, is_forced: bool = False) -> bool:
         """Whether a snapshot is to be taken now; then `snapshot` is expected."""
-        wait_s = max(self._durability.snapshot_every_s, self._saving_costs_s / _MOST_SNAPSHOT_SHARE)
+        wait_s = self._durability.snapshot_every_s
+        if wait_s:
+            wait_s = max(wait_s, self._saving_costs_s / _MOST_SNAPSHOT_SHARE)
         is_due = time.perf_counter() - self._saved >= wait_s and self._coordinator.version > 0
         if self._is_saving or not (is_due or is_forced):
             return False

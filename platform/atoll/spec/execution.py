@@ -63,7 +63,7 @@ class RuntimeSection(Section):
     )
     snapshot_every_s: NonNegative = Field(
         default=5.0,
-        description="Wall seconds between snapshots: what a crash costs at most; never over 3 % of the time.",
+        description="Wall seconds between snapshots, at most 3 % of the time; 0: whenever a step has closed.",
     )
     hang_s: Positive | None = Field(
         default=None, description="Wall seconds without an answer after which a process is replaced; null: adaptive."
