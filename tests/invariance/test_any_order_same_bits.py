@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from random import Random  # noqa: TID251
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ class HandDriven:
         if not self.calls:
             self.tell(PoolReady(self.shuffle.randrange(self.num_pools)))
             return
-        if self.troubles < 6 and self.shuffle.random() < 0.25:
+        if self.troubles < 4 and self.shuffle.random() < 0.25:
             self.troubles += 1
             self.trouble()
             return
@@ -188,9 +189,10 @@ class HandDriven:
 
 
 @settings(max_examples=150, deadline=None)
-@given(schedules, st.integers(1, 4), st.randoms(use_true_random=False), st.sampled_from(["sgd", "adam", "mixing"]))
-def test_whatever_dies_whenever(schedule: Schedule, num_pools: int, shuffle, kind: str) -> None:
+@given(schedules, st.integers(1, 4), st.integers(0, 2**32), st.sampled_from(["sgd", "adam", "mixing"]))
+def test_whatever_dies_whenever(schedule: Schedule, num_pools: int, seed: int, kind: str) -> None:
     """Pools die, run out of memory, fail; sums are lost, late or doubled; the whole process dies again and again."""
+    shuffle = Random(seed)  # hundreds of draws a run: too many for hypothesis to hold and shrink
     options = {
         "optimizer": Adam(0.1) if kind == "adam" else None,
         "form": "mixing" if kind == "mixing" else "delta",
@@ -214,8 +216,9 @@ def test_whatever_dies_whenever(schedule: Schedule, num_pools: int, shuffle, kin
 
 
 @settings(max_examples=20, deadline=None)
-@given(schedules, st.integers(1, 3), st.randoms(use_true_random=False))
-def test_a_target_stops_at_the_same_version(schedule: Schedule, num_pools: int, shuffle) -> None:
+@given(schedules, st.integers(1, 3), st.integers(0, 2**32))
+def test_a_target_stops_at_the_same_version(schedule: Schedule, num_pools: int, seed: int) -> None:
+    shuffle = Random(seed)
     target = Target("loss", 20.0, is_falling=True)
     expected, rows = reference(schedule, target=target, steps=40)
     assert expected.reason == "target reached"
