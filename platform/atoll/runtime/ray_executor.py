@@ -61,7 +61,8 @@ def run_on_ray(parts: Parts, session: RaySession, *, on_progress: Progress | Non
                 break
             except (RayActorError, _Silent) as error:
                 patience.lost(int(figures.get("saved_version", 0)), error)
-                _log.warning("the coordinator process was lost (%s); the run goes on from its last snapshot", error)
+                story = str(error).strip().splitlines()[0]
+                _log.warning("the coordinator process was lost (%s); the run goes on from its last snapshot", story)
                 if stop.is_set:
                     raise Interrupted("stopped while the coordinator process was lost") from error
             finally:
