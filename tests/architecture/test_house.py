@@ -99,7 +99,10 @@ def test_platform_is_no_package() -> None:
     assert done.stdout.startswith("3.")
 
 
-@pytest.mark.parametrize("module", ["atoll", "atoll.cli", "atoll.spec", "atoll.plan", "atoll.data", "atoll.experiment"])
+@pytest.mark.parametrize(
+    "module",
+    ["atoll", "atoll.cli", "atoll.spec", "atoll.plan", "atoll.data", "atoll.experiment", "atoll.experiment.listing"],
+)
 def test_light_start(module: str) -> None:
     code = (
         f"import sys, {module}; heavy = [m for m in ('torch', 'ray', 'mlflow', 'opacus', 'matplotlib', 'pandas') "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from atoll.cli import upkeep
 from atoll.errors import AtollError, Interrupted, Problem, SpecError
 
 if TYPE_CHECKING:
@@ -224,6 +225,9 @@ def schema(
         out.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise SpecError([Problem("out", repr(str(out)), "a file that may be written", str(error))]) from error
+
+
+upkeep.add_to(app)
 
 
 def _echo_object(found: dict[str, Any]) -> None:

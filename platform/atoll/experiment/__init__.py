@@ -12,20 +12,31 @@ from atoll.experiment.comparing import (
     run_comparison,
     write_comparison,
 )
+from atoll.experiment.listing import Entry, list_runs
 from atoll.experiment.planning import PlanReport, as_spec, plan
+from atoll.experiment.pruning import Pruned, prune_runs
 from atoll.experiment.records import Run, find_folder, load
+from atoll.experiment.replaying import Replay, ReplayCase, prepare_replay, replay
 from atoll.experiment.running import resume, run, session_for
 
 __all__ = [
     "ComparisonRun",
+    "Entry",
     "PlanReport",
+    "Pruned",
+    "Replay",
+    "ReplayCase",
     "Run",
     "as_spec",
     "compare_runs",
     "find_folder",
+    "list_runs",
     "load",
     "outcome_dict",
     "plan",
+    "prepare_replay",
+    "prune_runs",
+    "replay",
     "resume",
     "resume_comparison",
     "run",

@@ -14,7 +14,7 @@ from atoll.experiment.places import is_held
 from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER
 from atoll.runtime.store import SqliteJournal
 
-__all__ = ["Entry", "State", "list_runs"]
+__all__ = ["Entry", "State", "list_runs", "run_entry"]
 
 State = Literal["running", "finished", "interrupted", "not begun", "damaged"]
 _REPORT = Path("comparison") / "comparison.html"
@@ -105,7 +105,7 @@ def _entry(folder: Path) -> Entry:
         is_run = (folder / JOURNAL_FILE).exists()
         children = [] if is_run else [path.parent for path in folder.glob(f"*/{JOURNAL_FILE}")]
         is_comparison = (folder / COMPARISON_FILE).exists() or children
-        found = _comparison(folder, children) if is_comparison else _run(folder)
+        found = _comparison(folder, children) if is_comparison else run_entry(folder, is_worked_on=is_held(folder))
         return replace(found, advice=_advice(found))
     except Exception as error:  # one broken folder must not hide the others
         return Entry(folder.name, "run", "damaged", problem=f"{type(error).__name__}: {error}")
@@ -114,13 +114,12 @@ def _entry(folder: Path) -> Entry:
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
-def _run(folder: Path) -> Entry:
-    """One run; its journal is tried twice, since somebody may begin to write it while it is read."""
+def run_entry(folder: Path, *, is_worked_on: bool) -> Entry:
+    """The entry of one run, without advice. Its journal is tried twice: somebody may begin to write it meanwhile."""
     size_bytes, written_s = _disk(folder)
-    empty = Entry(folder.name, "run", "not begun", size_bytes=size_bytes, written_s=written_s)
+    state: State = "running" if is_worked_on else "not begun"
+    empty = Entry(folder.name, "run", state, size_bytes=size_bytes, written_s=written_s)
     path = folder / JOURNAL_FILE
-    if is_held(folder):
-        empty = replace(empty, state="running")
     if not path.exists() or not path.stat().st_size:
         return empty
     for is_last in (False, True):
@@ -199,7 +198,7 @@ def _comparison(folder: Path, children: list[Path]) -> Entry:
 
 def _child(folder: Path) -> Entry:
     try:
-        found = _run(folder)
+        found = run_entry(folder, is_worked_on=is_held(folder))
     except Exception as error:
         found = Entry(folder.name, "run", "damaged", problem=f"{type(error).__name__}: {error}")
     return replace(found, name=f"{folder.parent.name}/{folder.name}")

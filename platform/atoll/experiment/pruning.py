@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from atoll.errors import SpecError
-from atoll.experiment.building import SNAPSHOTS_FOLDER
-from atoll.experiment.listing import Entry, list_runs
+from atoll.errors import AtollError, InfrastructureError
+from atoll.experiment.listing import list_runs, run_entry
 from atoll.experiment.places import only_one
 from atoll.experiment.records import JOURNAL_FILE, RUNS_FOLDER
 from atoll.runtime.store import SqliteJournal, epoch_of
@@ -31,6 +32,10 @@ class Pruned:
     shortened: tuple[str, ...]
     skipped: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
 
 def prune_runs(root: str | Path = RUNS_FOLDER) -> Pruned:
     """Removes files that were begun and never finished, snapshots that no journal names, and those of finished runs.
@@ -42,15 +47,50 @@ def prune_runs(root: str | Path = RUNS_FOLDER) -> Pruned:
     Args:
         root: where runs lie.
     """
-    freed: list[int] = []
+    freed: dict[str, int] = {}
     shortened: list[str] = []
     skipped: list[str] = []
     for entry in list_runs(root):
+        if entry.state == "not begun" and not entry.runs:
+            continue
         try:
-            # A comparison's own lock keeps it from beginning one of its runs meanwhile.
-            with only_one(Path(root) / entry.name):
+            with ExitStack() as locks:
+                # A comparison's own lock keeps it from beginning one of its runs meanwhile.
+                for name in dict.fromkeys((entry.name, *(run.name for run in entry.runs))):
+                    locks.enter_context(only_one(Path(root) / name))
                 for run in entry.runs or (entry,):
-                    _prune(Path(root) / run.name, run, freed, shortened, skipped)
-        except (SpecError, OSError):
+                    if _prune(Path(root) / run.name, freed):
+                        shortened.append(run.name)
+        except (AtollError, OSError):
             skipped.append(entry.name)
-    return Pruned(sum(freed), len(freed), tuple(shortened), tuple(skipped))
+    return Pruned(sum(freed.values()), len(freed), tuple(shortened), tuple(skipped))
+
+
+def _prune(folder: Path, freed: dict[str, int]) -> bool:
+    """Prunes a locked run; notes file → bytes in `freed`; whether the run lost its snapshots.
+
+    Raises:
+        InfrastructureError: its journal cannot be trusted.
+    """
+    from atoll.experiment.building import SNAPSHOTS_FOLDER
+
+    entry = run_entry(folder, is_worked_on=False)
+    if entry.state == "not begun":
+        return False
+    may_shorten = entry.state == "finished" and not entry.has_unpublished
+    names: list[str] = []
+    with SqliteJournal(folder / JOURNAL_FILE, is_readonly=not may_shorten) as journal:
+        if damage := journal.damage():
+            raise InfrastructureError(f"{folder / JOURNAL_FILE}: {damage[0]}")
+        if may_shorten:
+            # The journal first: what it names is always there, even if this process dies between the two.
+            journal.claim()
+            names = journal.keep_snapshots(0)
+        needed = {name for record in journal.snapshots() for name in record.hashes}
+    snapshots = (folder / SNAPSHOTS_FOLDER).glob("*")
+    unnamed = [path for path in snapshots if epoch_of(path.name) and path.name not in needed]
+    for path in {*unnamed, *folder.rglob("*.tmp")}:
+        size_bytes = path.stat().st_size
+        path.unlink()
+        freed[str(path)] = size_bytes
+    return bool(names)

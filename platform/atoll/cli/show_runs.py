@@ -1,0 +1,111 @@
+"""What people see of their folder of runs, and of a client that trained again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from atoll.experiment import Entry, Pruned, Replay
+
+__all__ = ["listing", "pruned", "replayed"]
+
+_console = Console(highlight=False)
+#: where nothing is as wide as a terminal, lines stay whole: in a log, or for another program to read
+_LOG_WIDTH = 240
+
+
+def listing(entries: Sequence[Entry], num_hidden: int) -> None:
+    """A table of runs and comparisons; runs of a comparison below it, indented."""
+    if not entries:
+        _console.print("No runs under ./runs yet. Start with:  atoll run configs/quickstart.yaml", soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("folder", "kind", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("step", "snapshot", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("written", "MLflow run"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("unpublished", justify="right", no_wrap=True)
+    table.add_column("what one can do", overflow="fold")
+    for entry in entries:
+        table.add_row(*_cells(entry, entry.name))
+        for run in entry.runs:
+            table.add_row(*_cells(run, "  " + run.name.partition("/")[2]))
+    _console.print(table, width=None if _console.is_terminal else _LOG_WIDTH)
+    for entry in entries:
+        for one in (entry, *entry.runs):
+            if one.problem:
+                _console.print(f"{one.name}: {one.problem}", soft_wrap=True, markup=False)
+    if num_hidden:
+        _console.print(f"{num_hidden} older ones: atoll runs --all")
+
+
+def _cells(entry: Entry, name: str) -> list[str]:
+    unpublished = f"{entry.unpublished_rows:,} rows" if entry.unpublished_rows else ""
+    if entry.unpublished_files:
+        unpublished += f"{', ' if unpublished else ''}{entry.unpublished_files:,} files"
+    steps = f"{entry.step:,}" if entry.stop is None else f"{entry.step:,} of {entry.stop:,}"
+    return [
+        name,
+        entry.kind,
+        entry.state,
+        steps + (" runs" if entry.kind == "comparison" else ""),
+        "" if entry.snapshot_version is None else f"{entry.snapshot_version:,}",
+        _bytes(entry.size_bytes),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.written_s)),
+        (entry.run_id or "")[:8],
+        unpublished,
+        entry.advice,
+    ]
+
+
+def pruned(found: Pruned) -> None:
+    """What was removed, and what that costs."""
+    _console.print(f"Freed {_bytes(found.freed_bytes)} in {found.files:,} files.")
+    if found.shortened:
+        names = ", ".join(found.shortened)
+        text = "Finished runs without snapshots now; made longer, they compute their steps again from the first on"
+        _console.print(f"{text}: {names}", soft_wrap=True, markup=False)
+    if found.skipped:
+        names = ", ".join(found.skipped)
+        text = "Left alone, since another process works on them or their journal cannot be trusted"
+        _console.print(f"{text}: {names}", soft_wrap=True, markup=False)
+
+
+def replayed(found: Replay) -> None:
+    """A table of what the client did."""
+    unknown = "not finite, or too large to measure"
+    table = Table(title=f"Task {found.task_id}: trained again, nothing raised", title_justify="left", show_header=False)
+    rows = [
+        ("client", f"{found.client_id}"),
+        ("start version", f"{found.start_version:,}"),
+        ("server step", f"{found.step:,}, staleness {found.staleness:,}"),
+        ("examples", f"{found.num_examples:,}, in {found.local_steps:,} local steps"),
+        ("seed", f"{found.seed}"),
+        ("loss", unknown if found.loss is None else f"{found.loss:.6g}"),
+        ("delta norm", unknown if found.delta_norm is None else f"{found.delta_norm:.6g}"),
+        ("diverged", f"yes, counted as zero (delta_bound {found.delta_bound:g})" if found.is_diverged else "no"),
+        ("seconds, alone", f"{found.wall_s:.3f}"),
+        (
+            f"block {found.block_id}, as planned",
+            f"{found.block_lanes} lanes, this one {found.lane}; {found.block_wall_s:.3f} s, "
+            f"{found.block_diverged} diverged",
+        ),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    _console.print(table)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
