@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from atoll.errors import ClientWorkError
 from atoll.evaluation import Evaluation
 from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.runtime.actors import ClientPool
@@ -45,3 +46,58 @@ def test_a_pool_keeps_of_a_bundle_what_it_was_sent_for(pool: ClientPool) -> None
     assert set(pool._versions) == {6, 7}
     pool.train([block(7)], [6])
     assert set(pool._versions) == {7}
+
+
+class Failing(Echo):
+    """Raises for what starts from version 6, and for its evaluation."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def train(self, block: Block, versions: dict[int, ModelVersion]) -> BlockResult:
+        if 6 in block.start_version:
+            raise self.error
+        return super().train(block, versions)
+
+    def evaluate(self, model: ModelVersion) -> Evaluation:
+        if model.version == 6:
+            raise self.error
+        return super().evaluate(model)
+
+
+@pytest.mark.parametrize("error", [ValueError("odd client"), MemoryError("too wide")], ids=["raises", "memory"])
+def test_what_client_code_raises_comes_back_as_a_value_and_the_pool_goes_on(error: Exception) -> None:
+    """A raised error would look like a lost process: what is to be done is the coordinator's decision."""
+    pool = ClientPool()
+    pool.open(lambda: Failing(error), lambda: Failing(error))  # type: ignore[arg-type,return-value]
+    bundle = [ModelVersion(version, WEIGHTS) for version in (5, 6)]
+    told, sums = pool.train([block(5), block(6)], [], bundle)
+    assert isinstance(told, ClientWorkError)
+    assert sums is None, "half of a call is none of it"
+    assert told.is_out_of_memory == isinstance(error, MemoryError)
+    assert str(error) in told.message
+    seconds, found = pool.evaluate(6, [])
+    assert isinstance(found, ClientWorkError)
+    assert found.is_out_of_memory == told.is_out_of_memory
+    assert seconds >= 0
+    busy_s, sums = pool.train([block(5)], [])
+    assert isinstance(busy_s, float)
+    assert sums is not None
+    assert sums.block_ids == (0,)
+
+
+def test_memory_that_ran_out_is_not_held_by_the_error() -> None:
+    """A traceback holds frames, and those hold the tensors that did not fit."""
+    pool = ClientPool()
+    pool.open(lambda: Failing(MemoryError()), Echo)  # type: ignore[arg-type,return-value]
+    told, _ = pool.train([block(6)], [], [ModelVersion(6, WEIGHTS)])
+    assert isinstance(told, ClientWorkError)
+    assert told.__cause__ is None
+    assert told.__traceback__ is None
+
+
+def test_opening_forgets_the_run_before(pool: ClientPool) -> None:
+    pool.train([block(4)], [], [ModelVersion(4, WEIGHTS)])
+    pool.open(Echo, Echo)  # type: ignore[arg-type]
+    with pytest.raises(ClientWorkError):
+        raise pool.train([block(4)], [])[0]  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def closed(step: int, *, lanes: int, failed: int = 0, diverged: int = 0, stalene
         start_weights=np.array([float(lanes)]),
     )  # fmt: skip
     metrics = np.array([round(value * 2**24) for value in sums], np.int64)
-    return Step(plan, ModelVersion(step + 1, WEIGHTS), diverged, 0.25, metrics)
+    return Step(plan, ModelVersion(step + 1, WEIGHTS), diverged, 0.25, metrics, "sha")
 
 
 def test_one_step() -> None:
@@ -48,7 +50,7 @@ def test_totals_add_up_and_staleness_is_weighted_by_tasks() -> None:
     ledger = Ledger(10, NAMES)
     ledger.add(closed(0, lanes=1, staleness=4.0, failed=1))
     found = ledger.add(closed(1, lanes=3, staleness=0.0, diverged=2))
-    assert (ledger.client_updates, ledger.participations, ledger.num_diverged) == (4, 5, 2)
+    assert (ledger.client_updates, ledger.totals()["participations"], ledger.num_diverged) == (4, 5, 2)
     assert ledger.mean_staleness == 1.0
     assert found["sim/client_updates"] == 4.0
     assert found["sim/downlink_bytes"] == 50.0
@@ -64,3 +66,27 @@ def test_a_step_where_everybody_diverged_divides_by_nothing() -> None:
 
 def test_nothing_yet() -> None:
     assert Ledger(10, NAMES).mean_staleness == 0.0
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 5, 6])
+def test_who_counts_on_from_written_totals_gets_the_same_metrics(cut: int) -> None:
+    """A run that is resumed must not differ in the last digit: thirds and tenths would show a rounding."""
+    steps = [
+        closed(step, lanes=3 + step, failed=step % 3, diverged=step % 2, staleness=0.1 + step / 3) for step in range(6)
+    ]
+    whole = Ledger(1000, NAMES)
+    expected = [whole.add(step) for step in steps]
+    first = Ledger(1000, NAMES)
+    found = [first.add(step) for step in steps[:cut]]
+    second = Ledger(1000, NAMES, json.loads(json.dumps(first.totals())))
+    found += [second.add(step) for step in steps[cut:]]
+    assert found == expected
+    assert second.totals() == whole.totals()
+    assert (second.mean_staleness, second.virtual_hours) == (whole.mean_staleness, whole.virtual_hours)
+
+
+def test_totals_that_were_given_out_do_not_change() -> None:
+    ledger = Ledger(10, NAMES)
+    before = ledger.totals()
+    ledger.add(closed(0, lanes=2))
+    assert before["client_updates"] == 0

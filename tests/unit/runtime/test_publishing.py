@@ -1,58 +1,57 @@
-"""The drain of the outbox: what fails stays, order stands, waiting grows. The clock is a plain number here."""
+"""The way to the tracking service: what fails stays, order stands, waiting grows. The clock is a plain number here."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+
 import pytest
 
-from atoll.runtime import publishing
-from atoll.runtime.publishing import BATCH_ROWS, Publishing
+from atoll.errors import FencedError
+from atoll.runtime import inline, publishing, run_inline
+from atoll.runtime.publishing import Batch, Publishing, Sending
+from atoll.runtime.store import Artifact, Commit, LocalFiles, MetricRow, SqliteJournal
+from atoll.timeline import AsyncSchedule
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "invariance"))
+from toy import NullPublisher, toy_run
+
+FULL = 1000
 
 
 class Clock:
-    """Monotonic time that moves by sleeping alone."""
+    """Monotonic time that moves by hand alone."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.slept: list[float] = []
 
     def monotonic(self) -> float:
         return self.now
 
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-class Queue:
-    """An outbox in memory."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = [("key", number, 1.0, 0) for number in range(rows)]
-        self.acked = 0
-        self.acks: list[int] = []
-
-    def pending(self, limit):
-        found = self.rows[self.acked : self.acked + limit]
-        return self.acked + len(found), found
-
-    def ack(self, last_id: int) -> None:
-        assert last_id > self.acked
-        self.acked = last_id
-        self.acks.append(last_id)
-
 
 class Service:
-    """Takes rows, unless told to fail the next calls."""
+    """Takes rows and files, unless told to fail the next calls."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.failures, self.calls, self.taken = failures, 0, []
+        self.failures, self.calls = failures, 0
+        self.rows: list[MetricRow] = []
+        self.files: list[tuple[Artifact, bytes]] = []
 
-    def __call__(self, rows) -> None:
+    def publish(self, rows) -> None:
+        self._may_fail()
+        self.rows.extend(rows)
+
+    def upload(self, artifact: Artifact, data: bytes) -> None:
+        self._may_fail()
+        self.files.append((artifact, data))
+
+    def _may_fail(self) -> None:
         self.calls += 1
         if self.failures:
             self.failures -= 1
             raise ConnectionError("no route")
-        self.taken.extend(rows)
 
 
 @pytest.fixture
@@ -62,105 +61,258 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def test_batches_are_acknowledged_in_order(clock: Clock) -> None:
-    outbox, service = Queue(2 * BATCH_ROWS + 1), Service()
-    sender = Publishing(outbox)
+@pytest.fixture
+def journal(tmp_path: Path):
+    with contextlib.closing(SqliteJournal(":memory:")) as made:
+        made.claim()
+        yield made
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> LocalFiles:
+    return LocalFiles(tmp_path)
+
+
+def write(journal: SqliteJournal, first: int, end: int) -> list[MetricRow]:
+    rows = [("key", number, 1.0, 5) for number in range(first, end)]
+    journal.commit(Commit(rows=tuple(rows)))
+    return rows
+
+
+def pump(sender: Publishing, service: Service) -> int:
+    """Sends what is due now, as the executors do; returns how many batches that were."""
+    sending = Sending(lambda: service)
+    number = 0
+    while (batch := sender.take()) is not None:
+        number += 1
+        try:
+            sending.send(batch)
+        except ConnectionError as error:
+            sender.failed(error)
+        else:
+            sender.succeeded()
+    return number
+
+
+def test_full_batches_follow_one_another_and_are_acknowledged_in_order(clock, journal, files) -> None:
+    rows = write(journal, 0, 2 * FULL + 1)
+    sender, service = Publishing(journal, files), Service()
     clock.now += 10
-    sender.publish(service)
-    assert outbox.acks == [BATCH_ROWS, 2 * BATCH_ROWS, 2 * BATCH_ROWS + 1]
-    assert service.taken == outbox.rows
+    left = []
+    for size in (FULL, FULL, 1):
+        batch = sender.take()
+        assert batch is not None
+        assert len(batch.rows) == size
+        service.publish(batch.rows)
+        sender.succeeded()
+        left.append(journal.num_pending)
+    assert left == [FULL + 1, 1, 0]
+    assert service.rows == rows
+    assert sender.take() is None
 
 
-def test_not_before_its_time(clock: Clock) -> None:
-    outbox, service = Queue(3), Service()
-    sender = Publishing(outbox)
-    sender.publish(service)
-    assert service.calls == 0
+def test_one_batch_is_under_way_at_once(clock, journal, files) -> None:
+    write(journal, 0, 2 * FULL)
+    sender = Publishing(journal, files)
+    clock.now += 10
+    assert sender.take() is not None
+    assert sender.is_under_way
+    assert sender.take() is None
+    assert journal.num_pending == 2 * FULL, "nothing counts as sent before the service has it"
+    sender.succeeded()
+    assert not sender.is_under_way
+    assert sender.take() is not None
+
+
+def test_not_before_its_time(clock, journal, files) -> None:
+    rows, service = write(journal, 0, 3), Service()
+    sender = Publishing(journal, files)
+    assert pump(sender, service) == 0
     clock.now += 2.0
-    sender.publish(service)
-    assert service.calls == 1
-    outbox.rows.append(("key", 3, 1.0, 0))
+    assert pump(sender, service) == 1
+    rows += write(journal, 3, 4)
     clock.now += 1.9
-    sender.publish(service)
-    assert service.calls == 1
+    assert pump(sender, service) == 0
     clock.now += 0.2
-    sender.publish(service)
-    assert service.taken == outbox.rows
+    assert pump(sender, service) == 1
+    assert service.rows == rows
 
 
-def test_failures_keep_rows_and_wait_longer_each_time(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    outbox, service = Queue(5), Service(failures=7)
-    sender = Publishing(outbox)
+def test_nothing_to_send_is_looked_for_at_the_same_pace(clock, journal, files) -> None:
+    sender, service = Publishing(journal, files), Service()
+    clock.now += 2.0
+    assert pump(sender, service) == 0
+    write(journal, 0, 1)
+    assert pump(sender, service) == 0
+    clock.now += 2.0
+    assert pump(sender, service) == 1
+
+
+def test_failures_keep_rows_and_wait_longer_each_time(clock, journal, files, caplog) -> None:
+    rows, service = write(journal, 0, 5), Service(failures=7)
+    sender = Publishing(journal, files)
     clock.now += 2.0
     waits = []
     for _ in range(7):
-        assert sender.is_due()
-        sender.publish(service)
-        assert outbox.acked == 0
+        assert pump(sender, service) == 1
+        assert journal.num_pending == 5
         began = clock.now
-        while not sender.is_due():
+        while sender.take() is None:
             clock.now += 0.5
         waits.append(clock.now - began)
+        sender._under_way = None  # taken only to see whether one was due
     assert waits == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
     assert service.calls == 7
-    sender.publish(service)
-    assert service.taken == outbox.rows
-    assert "no route" in caplog.text
-    assert "stay in the outbox" in caplog.text
+    assert pump(sender, service) == 1
+    assert service.rows == rows
+    assert caplog.text.count("no route") == 1, "told once"
+    assert "they stay in the journal and are sent later" in caplog.text
 
 
-def test_a_success_forgets_the_failures(clock: Clock) -> None:
-    outbox, service = Queue(1), Service(failures=3)
-    sender = Publishing(outbox)
+def test_a_success_forgets_the_failures(clock, journal, files) -> None:
+    service, sender = Service(failures=3), Publishing(journal, files)
+    write(journal, 0, 1)
     for _ in range(4):
         clock.now += 30
-        sender.publish(service)
-    assert outbox.acks == [1]
-    outbox.rows.append(("key", 1, 1.0, 0))
+        pump(sender, service)
+    assert journal.num_pending == 0
+    write(journal, 1, 2)
     service.failures = 1
     clock.now += 30
-    sender.publish(service)
-    clock.now += 1.0
-    assert sender.is_due()
+    assert pump(sender, service) == 1
+    clock.now += 0.9
+    assert pump(sender, service) == 0
+    clock.now += 0.1
+    assert pump(sender, service) == 1
 
 
-def test_a_failure_between_batches_keeps_the_rest(clock: Clock) -> None:
-    outbox = Queue(BATCH_ROWS + 5)
-    calls = []
-
-    def send(rows) -> None:
-        calls.append(len(rows))
-        if len(calls) == 2:
-            raise OSError("gone")
-
-    sender = Publishing(outbox)
+def test_a_failure_between_batches_keeps_the_rest(clock, journal, files) -> None:
+    rows = write(journal, 0, FULL + 5)
+    service, sender = Service(), Publishing(journal, files)
     clock.now += 2
-    sender.publish(send)
-    assert outbox.acks == [BATCH_ROWS]
+    assert sender.take() is not None
+    service.publish(rows[:FULL])
+    sender.succeeded()
+    service.failures = 1
+    assert pump(sender, service) == 1
+    assert journal.num_pending == 5
     clock.now += 1
-    sender.publish(send)
-    assert calls == [BATCH_ROWS, 5, 5]
-    assert outbox.acks == [BATCH_ROWS, BATCH_ROWS + 5]
+    assert pump(sender, service) == 1
+    assert service.rows == rows
+    assert journal.num_pending == 0
 
 
-def test_drain_tries_for_half_a_minute_then_says_what_is_left(clock: Clock) -> None:
-    outbox, service = Queue(4), Service(failures=99)
-    assert Publishing(outbox).drain(service) == 4
-    assert sum(clock.slept) == pytest.approx(30, abs=5)
-    assert service.calls == 6
-    assert outbox.acked == 0
+def test_files_go_after_rows_one_by_one_and_are_acknowledged_by_name(clock, journal, files) -> None:
+    artifacts = (Artifact("b.bin", "place"), Artifact("a.bin", None))
+    for artifact in artifacts:
+        files.write(artifact.name, artifact.name.encode())
+    rows = (("key", 0, 1.0, 5),)
+    journal.commit(Commit(rows=rows, artifacts=artifacts))
+    service, sender = Service(), Publishing(journal, files)
+    sender.hurry()
+    assert not sender.is_drained()
+    assert pump(sender, service) == 3
+    assert service.rows == list(rows)
+    assert service.files == [(artifact, artifact.name.encode()) for artifact in artifacts]
+    assert sender.is_drained()
 
 
-def test_drain_ends_as_soon_as_everything_is_taken(clock: Clock) -> None:
-    outbox, service = Queue(4), Service(failures=2)
-    assert Publishing(outbox).drain(service) == 0
-    assert service.calls == 3
-    assert sum(clock.slept) == 3.0
+def test_a_file_that_was_not_taken_comes_again(clock, journal, files) -> None:
+    files.write("a.bin", b"content")
+    journal.commit(Commit(artifacts=(Artifact("a.bin", None),)))
+    service, sender = Service(failures=1), Publishing(journal, files)
+    sender.hurry()
+    assert pump(sender, service) == 1
+    assert [artifact.name for artifact in journal.pending_artifacts()] == ["a.bin"]
+    clock.now += 1
+    assert pump(sender, service) == 1
+    assert [data for _, data in service.files] == [b"content"]
 
 
-def test_what_ctrl_c_raises_is_not_a_failure_of_the_service(clock: Clock) -> None:
-    def interrupted(rows) -> None:
-        raise KeyboardInterrupt
+def test_in_a_hurry_nothing_waits_for_its_turn(clock, journal, files) -> None:
+    service, sender = Service(), Publishing(journal, files)
+    write(journal, 0, 1)
+    sender.hurry()
+    assert pump(sender, service) == 1
+    write(journal, 1, 2)
+    assert not sender.is_drained()
+    assert pump(sender, service) == 1
+    assert sender.is_drained()
 
-    with pytest.raises(KeyboardInterrupt):
-        Publishing(Queue(1)).drain(interrupted)
+
+def test_what_is_under_way_is_not_drained(clock, journal, files) -> None:
+    sender = Publishing(journal, files)
+    write(journal, 0, 1)
+    sender.hurry()
+    sender.take()
+    journal.ack(1)
+    assert not sender.is_drained()
+    sender.succeeded()
+    assert sender.is_drained()
+
+
+def test_many_rows_that_wait_are_told_of_at_a_growing_distance(clock, journal, files, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(publishing, "_ALARM_ROWS", 10)
+    sender, service = Publishing(journal, files), Service(failures=99)
+    told = []
+    for number in range(45):
+        write(journal, number, number + 1)
+        clock.now += 30
+        pump(sender, service)
+        if "rows wait in the journal" in caplog.text:
+            told.append(number + 1)
+            caplog.clear()
+    assert told == [10, 20, 40]
+
+
+def test_who_was_taken_over_acknowledges_nothing(tmp_path, clock, files) -> None:
+    with SqliteJournal(tmp_path / "j.db") as old, SqliteJournal(tmp_path / "j.db") as new:
+        old.claim()
+        write(old, 0, 3)
+        sender = Publishing(old, files)
+        sender.hurry()
+        assert sender.take() is not None
+        new.claim()
+        with pytest.raises(FencedError):
+            sender.succeeded()
+        assert new.num_pending == 3
+
+
+def test_the_service_is_opened_by_the_first_batch_and_again_only_where_that_failed() -> None:
+    made = []
+
+    def make() -> Service:
+        made.append(None)
+        if len(made) == 1:
+            raise ConnectionError("down")
+        return Service()
+
+    sending = Sending(make)
+    assert not made
+    with pytest.raises(ConnectionError):
+        sending.send(Batch(1, ()))
+    for _ in range(3):
+        sending.send(Batch(1, ()))
+    assert len(made) == 2
+
+
+class Refusing(NullPublisher):
+    def publish(self, rows) -> None:
+        raise ConnectionError("down for good")
+
+
+def test_the_end_of_a_run_waits_so_long_then_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inline, "_DRAIN_S", 0.05)
+    toy = toy_run(AsyncSchedule(4, 2), steps=3)
+    result = run_inline(dataclasses.replace(toy.parts, make_publisher=Refusing))
+    assert result.reason == "server steps done"
+    assert result.unpublished_rows == toy.journal.num_pending == len(toy.journal.rows()) > 0
+
+
+def test_the_end_of_a_run_waits_no_longer_than_needed() -> None:
+    toy, service = toy_run(AsyncSchedule(4, 2), steps=3), Service(failures=0)
+    result = run_inline(dataclasses.replace(toy.parts, make_publisher=lambda: service))
+    assert result.unpublished_rows == 0
+    assert service.rows == toy.journal.rows()
+    assert [artifact.name for artifact, _ in service.files] == ["version-000003.safetensors"]
+    assert result.wall_s < inline._DRAIN_S / 10

@@ -21,6 +21,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         remote=lambda **options: lambda kind: _Remote(),
         kill=lambda actor: None,
         exceptions=module.ray.exceptions,
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "a" * 56),
     )
     made.init = made.options.update
 
@@ -37,8 +38,18 @@ class _Remote:
     def options(self, **_) -> _Remote:
         return self
 
-    def remote(self) -> object:
-        return object()
+    def remote(self) -> _Actor:
+        return _Actor()
+
+
+class _Actor:
+    """Answers whether it lives, once it has a place."""
+
+    state = "alive"
+
+    @property
+    def __ray_ready__(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda: self)
 
 
 def test_an_embedded_ray_is_private_and_small(stand_in: SimpleNamespace) -> None:
@@ -74,3 +85,24 @@ def test_pools_without_a_gpu_are_refused(stand_in: SimpleNamespace, workers: int
     with pytest.raises(SpecError, match=rf"runtime\.workers: got {workers} with .*; need workers for 1 GPUs"), session:
         pass
     assert stand_in.shut_down == 1, "the embedded Ray does not stay behind"
+
+
+@pytest.mark.parametrize("tracker", ["alive", "dead", "waiting"])
+def test_what_died_since_the_run_before_is_replaced_and_what_waits_for_a_place_goes_on(
+    stand_in: SimpleNamespace, tracker: str
+) -> None:
+    def get(actor: _Actor) -> None:
+        if actor.state == "dead":
+            raise module.ray.exceptions.RayActorError
+
+    def wait(asked: list[_Actor], num_returns: int, timeout: float):
+        assert num_returns == len(asked)
+        return [a for a in asked if a.state != "waiting"], [a for a in asked if a.state == "waiting"]
+
+    stand_in.get, stand_in.wait = get, wait
+    with RaySession(3) as session:
+        pools, old_tracker = list(session.pools), session.tracker
+        pools[1].state, pools[2].state, old_tracker.state = "dead", "waiting", tracker
+        session.revive()
+        assert [new is old for new, old in zip(session.pools, pools, strict=True)] == [True, False, True]
+        assert (session.tracker is old_tracker) == (tracker != "dead")

@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from atoll.errors import InfrastructureError, SpecError
+from atoll.runtime.store import Commit, SqliteJournal
 from atoll.tracking import (
-    Journal,
     MlflowTracker,
     Row,
     RunInfo,
@@ -88,16 +88,21 @@ def _hasty(monkeypatch):
 def test_a_server_that_answers_503_loses_nothing_and_stops_nothing(stub, tmp_path):
     tracker = MlflowTracker(stub["uri"])
     tracker.start(RunInfo("e", "n", "k"))
-    with Journal(tmp_path / "j.db") as journal:
-        journal.commit([], [Row("a", step, step, 5) for step in range(1500)])
+
+    def waiting(journal: SqliteJournal) -> list[Row]:
+        return [Row(*row) for row in journal.pending(1500)[1]]
+
+    with SqliteJournal(tmp_path / "j.db") as journal:
+        journal.claim()
+        journal.commit(Commit(rows=tuple(("a", step, step, 5) for step in range(1500))))
         stub["down"] = True
         begin = time.monotonic()
         with pytest.raises(InfrastructureError, match="publishing metrics"):
-            tracker.publish([row for _, row in journal.pending(1500)])
+            tracker.publish(waiting(journal))
         assert time.monotonic() - begin < 5
         assert journal.num_pending == 1500
         stub["down"] = False
-        tracker.publish([row for _, row in journal.pending(1500)])
+        tracker.publish(waiting(journal))
     assert len(stub["rows"]) == 1500
 
 
