@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["listing", "pruned", "replayed"]
 
 _console = Console(highlight=False)
-#: where nothing is as wide as a terminal, lines stay whole: in a log, or for another program to read
-_LOG_WIDTH = 240
+#: rows of the list stay whole, whatever the terminal: a folder's name that is cut cannot be copied
+_LIST_WIDTH = 500
 
 
 def listing(entries: Sequence[Entry], num_hidden: int) -> None:
@@ -24,41 +24,46 @@ def listing(entries: Sequence[Entry], num_hidden: int) -> None:
     if not entries:
         _console.print("No runs under ./runs yet. Start with:  atoll run configs/quickstart.yaml", soft_wrap=True)
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("folder", "kind", "state"):
-        table.add_column(name, overflow="fold")
-    for name in ("step", "snapshot", "size"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("written", "MLflow run"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("unpublished", justify="right", no_wrap=True)
-    table.add_column("what one can do", overflow="fold")
+        table.add_column(name)
+    for name in ("step", "snap-\nshot", "size"):
+        table.add_column(name, justify="right")
+    for name in ("written", "MLflow\nrun"):
+        table.add_column(name)
+    table.add_column("not\npublished", justify="right")
+    table.add_column("what one can do")
     for entry in entries:
         table.add_row(*_cells(entry, entry.name))
         for run in entry.runs:
             table.add_row(*_cells(run, "  " + run.name.partition("/")[2]))
-    _console.print(table, width=None if _console.is_terminal else _LOG_WIDTH)
+    console = Console(highlight=False, width=_LIST_WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        _console.print(line.rstrip(), soft_wrap=True, markup=False)
     for entry in entries:
         for one in (entry, *entry.runs):
             if one.problem:
                 _console.print(f"{one.name}: {one.problem}", soft_wrap=True, markup=False)
     if num_hidden:
-        _console.print(f"{num_hidden} older ones: atoll runs --all")
+        _console.print(f"{num_hidden:,} older ones: atoll runs --all")
 
 
 def _cells(entry: Entry, name: str) -> list[str]:
     unpublished = f"{entry.unpublished_rows:,} rows" if entry.unpublished_rows else ""
     if entry.unpublished_files:
         unpublished += f"{', ' if unpublished else ''}{entry.unpublished_files:,} files"
+    is_known = entry.state not in ("damaged", "not begun")
     steps = f"{entry.step:,}" if entry.stop is None else f"{entry.step:,} of {entry.stop:,}"
     return [
         name,
         entry.kind,
         entry.state,
-        steps + (" runs" if entry.kind == "comparison" else ""),
+        steps + (" runs" if entry.kind == "comparison" else "") if is_known else "",
         "" if entry.snapshot_version is None else f"{entry.snapshot_version:,}",
         _bytes(entry.size_bytes),
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.written_s)),
+        time.strftime("%m-%d %H:%M", time.localtime(entry.written_s)),
         (entry.run_id or "")[:8],
         unpublished,
         entry.advice,

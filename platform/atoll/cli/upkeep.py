@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import inspect
 import json
 import traceback
@@ -67,6 +68,8 @@ def replay(
         found = case.train()
     except AtollError:
         raise
+    except bdb.BdbQuit:
+        raise typer.Exit(_FAILED) from None
     except Exception as error:
         traceback.print_exc()
         if _is_debugged():
@@ -83,7 +86,7 @@ def _is_debugged() -> bool:
     """Whether pdb runs this process: its frames lie below, traced or not."""
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") == "bdb":
+        if frame.f_globals.get("__name__") == bdb.__name__:
             return True
         frame = frame.f_back
     return False

@@ -87,7 +87,8 @@ def _software() -> Mapping[str, str]:
 def _code_digest() -> str:
     sha = hashlib.sha256()
     package = Path(atoll.__file__).parent
-    files = [*(package / name for name in _MODULES), *(path for room in _ROOMS for path in (package / room).rglob("*.py"))]
+    files = [package / name for name in _MODULES]
+    files += [path for room in _ROOMS for path in (package / room).rglob("*.py")]
     for path in sorted(files):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from atoll import spec as sp
 from atoll.aggregation import Aggregator, AggregatorState
@@ -13,7 +12,7 @@ from atoll.evaluation import Evaluator
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
 from atoll.experiment.planning import make_planner
-from atoll.experiment.records import JOURNAL_FILE
+from atoll.experiment.storing import RunStore
 from atoll.experiment.wiring import grid_of, rule_of, source_of
 from atoll.learner import METRICS, Learner
 from atoll.messages import ModelVersion
@@ -21,12 +20,11 @@ from atoll.models import ModelShape, encode_version
 from atoll.plan import Planner
 from atoll.runtime import CoordinatorSettings, Parts, Target
 from atoll.runtime.parts import Durability
-from atoll.runtime.store import LocalFiles, SqliteJournal
 from atoll.tracking import RunInfo, lower_is_better
 
-__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "parts_of"]
+__all__ = ["parts_of"]
 
-SNAPSHOTS_FOLDER, CHECKPOINTS_FOLDER = "snapshots", "checkpoints"
+_COMMIT_EVERY_S = 0.5
 
 
 #: the data opened last in this process, by source: the arms and seeds of a comparison share it
@@ -99,12 +97,19 @@ def encode_model(shape: ModelShape, model: ModelVersion) -> bytes:
     return encode_version(model, shape)
 
 
-def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info: RunInfo) -> Parts:
+def durability_of(spec: sp.Spec) -> Durability:
+    """How often to save; a shared log grows by one file a commit, so it gets fewer."""
+    runtime = spec.runtime
+    commit_every_s = _COMMIT_EVERY_S if runtime.store is None else max(_COMMIT_EVERY_S, runtime.snapshot_every_s)
+    return Durability(runtime.snapshot_every_s, runtime.hang_s, commit_every_s)
+
+
+def parts_of(spec: sp.Spec, store: RunStore, uri: str, artifacts: str | None, info: RunInfo) -> Parts:
     """Everything that an executor needs for one run.
 
     Args:
         spec: resolved.
-        folder: of the run, absolute.
+        store: of the run.
         uri: tracking store, absolute.
         artifacts: root of artifacts, or None.
         info: names the run in the store.
@@ -125,15 +130,15 @@ def parts_of(spec: sp.Spec, folder: Path, uri: str, artifacts: str | None, info:
     )
     return Parts(
         settings=settings,
-        durability=Durability(spec.runtime.snapshot_every_s, spec.runtime.hang_s),
+        durability=durability_of(spec),
         make_planner=partial(build_planner, spec, data.identity),
         make_aggregator=partial(build_aggregator, spec, data.identity),
         make_learner=partial(build_learner, spec, data.identity),
         make_evaluator=partial(build_evaluator, spec, data.identity),
-        make_journal=partial(SqliteJournal, folder / JOURNAL_FILE),
-        make_snapshot_files=partial(LocalFiles, folder / SNAPSHOTS_FOLDER),
-        make_artifact_files=partial(LocalFiles, folder / CHECKPOINTS_FOLDER),
-        make_timeline=partial(TimelineParquet, folder),
+        make_journal=store.journal,
+        make_snapshot_files=store.snapshots,
+        make_artifact_files=store.checkpoints,
+        make_timeline=partial(TimelineParquet, store.folder),
         make_publisher=partial(TrackerPublisher, uri, artifacts, info),
         encode_model=partial(encode_model, shape),
     )

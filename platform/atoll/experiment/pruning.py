@@ -72,7 +72,7 @@ def _prune(folder: Path, freed: dict[str, int]) -> bool:
     Raises:
         InfrastructureError: its journal cannot be trusted.
     """
-    from atoll.experiment.building import SNAPSHOTS_FOLDER
+    from atoll.experiment.storing import SNAPSHOTS_FOLDER
 
     entry = run_entry(folder, is_worked_on=False)
     if entry.state == "not begun":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from atoll.aggregation import AggregatorState
 from atoll.errors import InfrastructureError
-from atoll.experiment.building import SNAPSHOTS_FOLDER, build_aggregator, build_learner, build_planner
+from atoll.experiment.building import build_aggregator, build_learner, build_planner
 from atoll.experiment.records import JOURNAL_FILE
+from atoll.experiment.storing import SNAPSHOTS_FOLDER
 from atoll.messages import ModelVersion
 from atoll.plan import Window
 from atoll.runtime.store import LocalFiles, SnapshotRecord, Snapshots, SqliteJournal

@@ -19,6 +19,7 @@ __all__ = [
     "JOURNAL_FILE",
     "RESULT_FILE",
     "RUNS_FOLDER",
+    "STORE_FILE",
     "Run",
     "find_folder",
     "load",
@@ -29,6 +30,8 @@ __all__ = [
 
 RUNS_FOLDER = "runs"
 JOURNAL_FILE, RESULT_FILE, COMPARISON_FILE = "journal.db", "result.json", "comparison.json"
+#: says where a run keeps itself that keeps itself elsewhere
+STORE_FILE = "store.txt"
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,30 @@ class Run:
 def run_folders(root: str | Path = RUNS_FOLDER) -> Iterator[Path]:
     """Folders of all runs under `root`, those of comparisons included, oldest name first."""
     base = Path(root)
-    for path in sorted([*base.glob(f"*/{JOURNAL_FILE}"), *base.glob(f"*/*/{JOURNAL_FILE}")]):
-        yield path.parent
+    patterns = [f"{depth}{name}" for depth in ("*/", "*/*/") for name in (JOURNAL_FILE, STORE_FILE)]
+    yield from sorted({path.parent for pattern in patterns for path in base.glob(pattern)})
 
 
 def find_folder(run: str | Path, root: str | Path = RUNS_FOLDER) -> Path:
     """The folder of a run or a comparison.
 
     Args:
-        run: its folder, the folder's name, its MLflow run id (or a beginning of it), or its name.
+        run: its folder, the folder's name, its MLflow run id (or a beginning of it), its name, or the URL under which
+            it keeps itself (`runtime.store` and the folder's name).
         root: where runs lie.
 
     Raises:
         SpecError: none or several match.
     """
+    if "://" in str(run):
+        # A run that this machine has not seen: its folder here begins with where it keeps itself.
+        place = str(run).rstrip("/")
+        folder = (Path(root) / place.rpartition("/")[2]).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        LocalFiles(folder).write(STORE_FILE, place.encode())
+        return folder
     for folder in (Path(run), Path(root) / run):
-        if (folder / JOURNAL_FILE).is_file() or (folder / COMPARISON_FILE).is_file():
+        if any((folder / name).is_file() for name in (JOURNAL_FILE, STORE_FILE, COMPARISON_FILE)):
             return folder.absolute()
     found = {folder: _names(folder) for folder in run_folders(root)}
     found |= {path.parent: _comparison_names(path) for path in sorted(Path(root).glob(f"*/{COMPARISON_FILE}"))}

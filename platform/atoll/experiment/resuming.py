@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from atoll.experiment.birth import Birth, born, differences
 from atoll.experiment.places import check_device
 from atoll.experiment.planning import PlanReport, plan
 from atoll.experiment.records import JOURNAL_FILE
+from atoll.experiment.storing import store_in
 from atoll.experiment.wiring import source_of
-from atoll.runtime.store import SqliteJournal
+from atoll.runtime.store import Journal
 from atoll.tracking import lower_is_better
 
-__all__ = ["Resumption", "check_resumption", "is_begun"]
+__all__ = ["Resumption", "check_resumption"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bo
     Raises:
         SpecError: all that speaks against going on.
     """
+    store = store_in(folder)
     try:
-        journal = SqliteJournal(folder / JOURNAL_FILE)
+        journal = store.journal()
     except InfrastructureError as error:
         raise SpecError([_damaged(folder, str(error))]) from error
-    with journal:
+    with closing(journal):
         if damage := journal.damage():
             raise SpecError([_damaged(folder, text) for text in damage])
         text = journal.get("birth")
@@ -72,6 +75,9 @@ def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bo
         new = born(spec, open_data(source_of(spec)), old.run_key, old.arm, old.parent_run_id)
         fatal, forceable = differences(old, new, old_spec, spec)
         fatal += _stop_problems(journal, spec, begun_with)
+        if spec.runtime.store != begun_with.runtime.store:
+            rule = f"{begun_with.runtime.store!r}, where the run keeps itself"
+            fatal.append(Problem("runtime.store", repr(spec.runtime.store), rule))
         if fatal or (forceable and not force):
             raise SpecError([*fatal, *([] if force else forceable)])
         ended = json.loads(journal.get("ended") or "null")
@@ -85,23 +91,12 @@ def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bo
     return Resumption(spec, birth, report, is_complete, has_unpublished, was_comparable and not forceable)
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether a run was begun here: a process that dies in its first moments leaves an empty journal."""
-    if not (folder / JOURNAL_FILE).is_file():
-        return False
-    try:
-        with SqliteJournal(folder / JOURNAL_FILE) as journal:
-            return journal.get("birth") is not None or journal.last_step >= 0
-    except InfrastructureError:
-        return True  # something is there; what is wrong with it is told when it is to go on
-
-
 def _damaged(folder: Path, text: str) -> Problem:
     hint = "bring it back from a copy, or begin a new run; what MLflow has is not touched"
-    return Problem(str(folder / JOURNAL_FILE), "", "a journal that is whole", text, hint)
+    return Problem(store_in(folder).place or str(folder / JOURNAL_FILE), "", "a journal that is whole", text, hint)
 
 
-def _stop_problems(journal: SqliteJournal, spec: sp.Spec, before: sp.Spec) -> list[Problem]:
+def _stop_problems(journal: Journal, spec: sp.Spec, before: sp.Spec) -> list[Problem]:
     """A run that has gone further than it is asked to cannot equal the run that is asked for."""
     problems, done = [], journal.last_step + 1
     if spec.stop.server_steps < done:

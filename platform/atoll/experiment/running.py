@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +23,11 @@ from atoll.experiment.birth import Birth, born
 from atoll.experiment.finishing import finish, observing, run_of
 from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER, Run, find_folder, read_result
-from atoll.experiment.resuming import Resumption, check_resumption, is_begun
+from atoll.experiment.records import RESULT_FILE, RUNS_FOLDER, Run, find_folder, read_result
+from atoll.experiment.resuming import Resumption, check_resumption
+from atoll.experiment.storing import store_in, store_of
 from atoll.experiment.wiring import source_of
-from atoll.runtime.store import Commit, SqliteJournal
+from atoll.runtime.store import Commit
 from atoll.tracking import MlflowTracker, RunInfo, absolute_uri, flatten_params, preflight, summary_tags
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def run_in(
     runs_folder: str | Path = RUNS_FOLDER,
 ) -> Run:
     """As `run`, in a given folder (a new one if None): begins there, goes on there, or returns what is finished."""
-    if folder is not None and is_begun(folder):
+    if folder is not None and (there := store_of(spec, folder, run_key or folder.name)).is_begun():
+        there.prepare()
         return _go_on(folder, spec, on_progress=on_progress, session=session)
     report = plan(spec)
     uri = absolute_uri(spec.tracking.uri)
@@ -107,7 +109,7 @@ def run_in(
     check_places(spec, runs_folder)
     check_device(spec)
     folder = new_folder(spec, Path(runs_folder)) if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
+    store_of(spec, folder, run_key or folder.name).prepare()
     birth = born(spec, open_data(source_of(spec)), run_key or folder.name, arm, parent_run_id)
     with only_one(folder):
         return _work(folder, spec, report, birth, on_progress, session)
@@ -204,7 +206,7 @@ def _begin(
     is_comparable: bool,
 ) -> str:
     """Writes into the journal what the run is, finds or makes its MLflow run; returns the run's id."""
-    with SqliteJournal(place.folder / JOURNAL_FILE) as journal:
+    with closing(store_in(place.folder).journal()) as journal:
         journal.claim()
         known = journal.get("run_id")
         moved = journal.get("tracking") not in (None, f"{place.uri} {place.info.experiment}")
@@ -240,7 +242,7 @@ def _execute(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from atoll.experiment.building import parts_of
 
-    parts = parts_of(spec, place.folder, place.uri, spec.tracking.artifacts, place.info)
+    parts = parts_of(spec, store_in(place.folder), place.uri, spec.tracking.artifacts, place.info)
     # A run whose steps are all done only needs its end: the same bits, and no cluster.
     if is_over or not isinstance(spec.runtime, sp.RayRuntime):
         import torch

@@ -55,10 +55,12 @@ class Durability:
             time: after a slow one the next one waits longer. 0: whenever a step has closed, whatever it costs.
         hang_s: wall seconds after which a process that owes an answer is replaced; None: twenty times its longest
             answer so far, and a minute at least.
+        commit_every_s: wall seconds between commits of steps and rows without a snapshot.
     """
 
     snapshot_every_s: float = 5.0
     hang_s: float | None = None
+    commit_every_s: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from atoll.runtime.store import Artifact, Commit, Files, Journal, MetricRow, Sna
 
 __all__ = ["ENDED", "Recorder", "checkpoint_artifact", "result_of", "timestamp_ms"]
 
-_COMMIT_EVERY_S = 0.5
 #: Snapshots take at most this share of the wall time.
 _MOST_SNAPSHOT_SHARE = 0.03
 #: Snapshots that are kept: the newest, and one to fall back on where it cannot be read.
@@ -30,7 +29,7 @@ def timestamp_ms() -> int:
 
 
 class Recorder:
-    """Facts of one attempt, committed twice a second, when a snapshot is there, or when flushed.
+    """Facts of one attempt, committed now and then, when a snapshot is there, or when flushed.
 
     A row whose value is NaN or infinite is left out, and counted: a tracking store would make something else of it.
 
@@ -150,11 +149,11 @@ class Recorder:
     # ---- commits ------------------------------------------------------------------------------------------------
 
     def flush(self, *, is_forced: bool = False) -> None:
-        """Commits what there is, at most twice a second unless forced or a snapshot waits."""
+        """Commits what there is, no oftener than `commit_every_s` unless forced or a snapshot waits."""
         snapshot = self._snapshot
         if snapshot is not None and snapshot.version > self._coordinator.version:
             snapshot = None  # the aggregator is ahead: the steps in between are on their way
-        is_due = time.perf_counter() - self._committed >= _COMMIT_EVERY_S
+        is_due = time.perf_counter() - self._committed >= self._durability.commit_every_s
         if not (is_forced or snapshot is not None or is_due):
             return
         for rows in self._coordinator.take_rows():

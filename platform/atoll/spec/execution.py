@@ -61,6 +61,10 @@ class RuntimeSection(Section):
     memory_bytes: LongCount | None = Field(
         default=None, description="Memory that live model versions may take; null: measured."
     )
+    store: Text | None = Field(
+        default=None,
+        description="Shared folder, or s3://, gs://, az:// URL, for journal and snapshots; null: the run's own folder.",
+    )
     snapshot_every_s: NonNegative = Field(
         default=5.0,
         description="Wall seconds between snapshots, at most 3 % of the time; 0: whenever a step has closed.",

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,14 +46,15 @@ class SharedJournal:
     Args:
         files: where the log is; `check_exclusive` must hold for it.
         scratch: folder on a local disk for the index, which is removed at closing.
+        mirror: gets a copy of the index at closing, for readers of this machine: a SqliteJournal to look at.
 
     Raises:
         InfrastructureError: the store does not answer. A damaged log can be opened and read up to the damage, see
             `damage`; every write is refused.
     """
 
-    def __init__(self, files: Files, scratch: Path | str) -> None:
-        self._files, self._scratch = files, Path(scratch)
+    def __init__(self, files: Files, scratch: Path | str, mirror: Path | None = None) -> None:
+        self._files, self._scratch, self._mirror = files, Path(scratch), mirror
         self._writer = uuid.uuid4().hex
         self._epoch = 0
         self._riding = _Acks()
@@ -74,7 +75,7 @@ class SharedJournal:
         except FencedError:
             pass
         finally:
-            self._drop_index()
+            self._drop_index(self._mirror)
 
     def __enter__(self) -> SharedJournal:
         return self
@@ -245,8 +246,12 @@ class SharedJournal:
         folder = Path(tempfile.mkdtemp(prefix="journal-index-", dir=self._scratch))
         return _Index(folder / "index.db", self._files.place), folder
 
-    def _drop_index(self) -> None:
+    def _drop_index(self, mirror: Path | None = None) -> None:
         self._index.close()
+        if mirror is not None and not self._broken:
+            with suppress(OSError):
+                shutil.copyfile(self._index.path, beside := mirror.with_name(f"{mirror.name}.{self._writer}.tmp"))
+                beside.replace(mirror)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _replay(self) -> None:

@@ -1,0 +1,91 @@
+"""Where a run keeps what survives a crash: in its own folder, or in a store that every machine reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll import spec as sp
+from atoll.errors import InfrastructureError
+from atoll.experiment.records import JOURNAL_FILE, STORE_FILE
+from atoll.runtime.store import Files, Journal, LocalFiles, SharedJournal, SqliteJournal, check_exclusive, open_files
+
+__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "RunStore", "store_in", "store_of"]
+
+SNAPSHOTS_FOLDER, CHECKPOINTS_FOLDER = "snapshots", "checkpoints"
+_LOG_FOLDER = "journal"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStore:
+    """One run's journal, snapshots and checkpoints.
+
+    Attributes:
+        folder: the run's own folder on this machine.
+        place: a shared folder or an object store's URL, this run's alone; None: everything is in `folder`.
+    """
+
+    folder: Path
+    place: str | None = None
+
+    def journal(self) -> Journal:
+        """The journal: SQLite in the folder, or the log in the store, of which the folder gets a copy when it closes.
+
+        Raises:
+            InfrastructureError: it cannot be opened.
+        """
+        if self.place is None:
+            return SqliteJournal(self.folder / JOURNAL_FILE)
+        return SharedJournal(self._files(_LOG_FOLDER), self.folder / ".index", mirror=self.folder / JOURNAL_FILE)
+
+    def snapshots(self) -> Files:
+        """Files of snapshots."""
+        return self._files(SNAPSHOTS_FOLDER)
+
+    def checkpoints(self) -> Files:
+        """Files that people and the tracking service get."""
+        return self._files(CHECKPOINTS_FOLDER)
+
+    def _files(self, name: str) -> Files:
+        return LocalFiles(self.folder / name) if self.place is None else open_files(f"{self.place}/{name}")
+
+    def is_begun(self) -> bool:
+        """Whether a run was begun here: a process that dies in its first moments leaves an empty journal."""
+        if self.place is None and not (self.folder / JOURNAL_FILE).is_file():
+            return False
+        if self.place is not None and not self._files(_LOG_FOLDER).names():
+            return False
+        try:
+            journal = self.journal()
+        except InfrastructureError:
+            return True  # something is there; what is wrong with it is told when it is to go on
+        try:
+            return journal.get("birth") is not None or journal.last_step >= 0
+        finally:
+            journal.close()
+
+    def prepare(self) -> None:
+        """Makes the folder; makes sure that a shared store keeps two writers apart; notes where it is.
+
+        Raises:
+            SpecError: the store cannot be used.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.place is not None:
+            check_exclusive(self._files(_LOG_FOLDER))
+            LocalFiles(self.folder).write(STORE_FILE, self.place.encode())
+
+
+def store_of(spec: sp.Spec, folder: Path, run_key: str) -> RunStore:
+    """Where the run `run_key` of `spec` keeps itself."""
+    store = spec.runtime.store
+    if store is None:
+        return RunStore(folder)
+    place = store.rstrip("/") if "://" in store else str(Path(store).absolute())
+    return RunStore(folder, f"{place}/{run_key}")
+
+
+def store_in(folder: Path) -> RunStore:
+    """Where the run in `folder` keeps itself, as the folder says."""
+    path = folder / STORE_FILE
+    return RunStore(folder, path.read_text().strip() if path.is_file() else None)
