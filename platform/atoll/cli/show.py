@@ -33,13 +33,14 @@ class Display:
 
     def begin_named(self, label: str) -> Callable[[dict[str, float]], None]:
         """A line for a run whose length is not known yet."""
-        return self._line(label, None)
+        return self._line(label, 0)
 
-    def _line(self, label: str, steps: int | None) -> Callable[[dict[str, float]], None]:
+    def _line(self, label: str, steps: int) -> Callable[[dict[str, float]], None]:
         task = self._progress.add_task(label, total=steps, figures="starting …")
 
         def update(figures: Mapping[str, float]) -> None:
-            self._progress.update(task, completed=int(figures.get("step", 0)), figures=_figures(figures))
+            total = figures.get("stop", steps)
+            self._progress.update(task, total=total, completed=int(figures.get("step", 0)), figures=_figures(figures))
 
         return update
 
@@ -61,7 +62,7 @@ def live() -> Iterator[Display]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        TextColumn("step {task.completed}/{task.total}"),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[figures]}"),
     )

@@ -16,6 +16,7 @@ from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
 from atoll.experiment.running import Progress, keyed_folder, new_folder, run_in, session_for, short
+from atoll.experiment.storing import check_store
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
     Comparison,
@@ -85,8 +86,8 @@ def run_comparison(
     resolved = as_spec(spec, overrides)
     check_places(resolved, runs_folder)
     reports = _checked(resolved)
-    uri = absolute_uri(resolved.tracking.uri)
-    preflight(uri)
+    check_store(resolved)
+    preflight(absolute_uri(resolved.tracking.uri))
     folder = new_folder(resolved, Path(runs_folder)) if key is None else keyed_folder(key, Path(runs_folder))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.yaml").write_text(sp.dump(resolved))

@@ -130,16 +130,16 @@ def find_folder(run: str | Path, root: str | Path = RUNS_FOLDER) -> Path:
     """The folder of a run or a comparison.
 
     Args:
-        run: its folder, the folder's name, its MLflow run id (or a beginning of it), its name, or the URL under which
-            it keeps itself (`runtime.store` and the folder's name).
+        run: its folder, the folder's name, its MLflow run id (or a beginning of it), its name, or where it keeps
+            itself: the URL or shared folder of `runtime.store`, and the folder's name.
         root: where runs lie.
 
     Raises:
         SpecError: none or several match.
     """
-    if "://" in str(run):
+    if "://" in str(run) or (Path(run) / "journal").is_dir():
         # A run that this machine has not seen: its folder here begins with where it keeps itself.
-        place = str(run).rstrip("/")
+        place = str(run).rstrip("/") if "://" in str(run) else str(Path(run).absolute())
         folder = (Path(root) / place.rpartition("/")[2]).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         LocalFiles(folder).write(STORE_FILE, place.encode())

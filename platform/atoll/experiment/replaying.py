@@ -184,7 +184,7 @@ def prepare_replay(
     run: str | Path, task_id: int, *, runs_folder: str | Path = RUNS_FOLDER, say: Say | None = None
 ) -> ReplayCase:
     """Finds the task in the run's plan and its start weights. See `replay`."""
-    say = say or _to_stderr
+    say = _to_stderr if say is None else say
     folder = find_folder(run, runs_folder)
     spec, birth = _what_ran(folder)
     check_device(spec)

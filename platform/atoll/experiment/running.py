@@ -25,7 +25,7 @@ from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.experiment.records import RESULT_FILE, RUNS_FOLDER, Run, find_folder, read_result
 from atoll.experiment.resuming import Resumption, check_resumption
-from atoll.experiment.storing import store_in, store_of
+from atoll.experiment.storing import check_store, store_in, store_of
 from atoll.experiment.wiring import source_of
 from atoll.runtime.store import Commit
 from atoll.tracking import MlflowTracker, RunInfo, absolute_uri, flatten_params, preflight, summary_tags
@@ -100,6 +100,7 @@ def run_in(
     runs_folder: str | Path = RUNS_FOLDER,
 ) -> Run:
     """As `run`, in a given folder (a new one if None): begins there, goes on there, or returns what is finished."""
+    check_store(spec)
     if folder is not None and (there := store_of(spec, folder, run_key or folder.name)).is_begun():
         there.prepare()
         return _go_on(folder, spec, on_progress=on_progress, session=session)

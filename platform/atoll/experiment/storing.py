@@ -10,7 +10,7 @@ from atoll.errors import InfrastructureError
 from atoll.experiment.records import JOURNAL_FILE, STORE_FILE
 from atoll.runtime.store import Files, Journal, LocalFiles, SharedJournal, SqliteJournal, check_exclusive, open_files
 
-__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "RunStore", "store_in", "store_of"]
+__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "RunStore", "check_store", "store_in", "store_of"]
 
 SNAPSHOTS_FOLDER, CHECKPOINTS_FOLDER = "snapshots", "checkpoints"
 _LOG_FOLDER = "journal"
@@ -65,24 +65,30 @@ class RunStore:
             journal.close()
 
     def prepare(self) -> None:
-        """Makes the folder; makes sure that a shared store keeps two writers apart; notes where it is.
-
-        Raises:
-            SpecError: the store cannot be used.
-        """
+        """Makes the folder, which says where the store is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.place is not None:
-            check_exclusive(self._files(_LOG_FOLDER))
             LocalFiles(self.folder).write(STORE_FILE, self.place.encode())
+
+
+def check_store(spec: sp.Spec) -> None:
+    """Makes sure that a shared store can be used, and keeps two writers apart.
+
+    Raises:
+        SpecError: it cannot, or does not.
+    """
+    if spec.runtime.store is not None:
+        check_exclusive(open_files(_absolute(spec.runtime.store)))
+
+
+def _absolute(store: str) -> str:
+    return store.rstrip("/") if "://" in store else str(Path(store).absolute())
 
 
 def store_of(spec: sp.Spec, folder: Path, run_key: str) -> RunStore:
     """Where the run `run_key` of `spec` keeps itself."""
     store = spec.runtime.store
-    if store is None:
-        return RunStore(folder)
-    place = store.rstrip("/") if "://" in store else str(Path(store).absolute())
-    return RunStore(folder, f"{place}/{run_key}")
+    return RunStore(folder, None if store is None else f"{_absolute(store)}/{run_key}")
 
 
 def store_in(folder: Path) -> RunStore:

@@ -138,6 +138,11 @@ class Coordinator:
         self._is_target_reached = False
         self.is_finished = False
 
+    @property
+    def stop_at(self) -> int:
+        """Version at which the run ends, as far as is known."""
+        return self._stop_at
+
     # ---- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> list[Instruction]:

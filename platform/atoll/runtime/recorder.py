@@ -184,6 +184,7 @@ class Recorder:
         """Figures for a live display."""
         return {
             "step": float(self._coordinator.version),
+            "stop": float(self._coordinator.stop_at),
             "saved_version": float(self._saved_version),
             "wall_s": self.wall_s,
             **self.last_step,
