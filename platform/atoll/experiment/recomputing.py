@@ -45,14 +45,14 @@ def weights_of(folder: Path, spec: Spec, identity: str, versions: Collection[int
         if last > first:
             busy_s, done = float(journal.get("busy_s") or 0.0), journal.last_step + 1
             about = f", some {busy_s * (last - first) / done:.0f} s" if done else ""
-            what = f"version {last} is in no snapshot: computing"
-            say(f"{what} {last - first} server steps, from version {first} on, in memory{about}")
-        told = False
+            steps = "1 server step" if last == first + 1 else f"{last - first} server steps"
+            say(f"version {last} is in no snapshot: computing {steps}, from version {first} on, in memory{about}")
+        is_told = False
         for step, sum_sha, models in _compute(spec, identity, begun, last):
             found |= {version: model for version, model in models.items() if version in versions}
             known = journal.step(step) if step >= 0 else None
-            if known is not None and known.sum_sha != sum_sha and not told:
-                told = True
+            if known is not None and known.sum_sha != sum_sha and not is_told:
+                is_told = True
                 say(f"server step {step} came out otherwise than in the run: the software or machine is another one")
     return found
 

@@ -15,46 +15,13 @@ import pytest
 import yaml
 
 from atoll import __version__
-from atoll.cli import main
+from terminal_kit import Terminal, last_object
 from tiny_kit import tiny
 
-COMMANDS = ("plan", "run", "compare", "ui", "schema")
+COMMANDS = ("plan", "run", "resume", "compare", "ui", "schema", "runs", "replay")
 REPORTED = {
     "timeline_digest", "plan_digest", "server_steps", "client_updates", "virtual_hours", "mean_staleness",
 }  # fmt: skip
-
-
-class Terminal:
-    """Types a command in an empty folder; gives code, output and errors."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self._monkeypatch, self._capsys = folder, monkeypatch, capsys
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("COLUMNS", "120")
-
-    def write(self, name: str = "tiny.yaml", **sections) -> str:
-        (self.folder / name).write_text(yaml.safe_dump(tiny(**sections)))
-        return name
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["atoll", *arguments])
-        self._capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        text = self._capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, text.out, text.err
-
-
-@pytest.fixture
-def atoll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(tmp_path, monkeypatch, capsys)
-
-
-def last_object(out: str) -> dict:
-    found = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
-    assert isinstance(found, dict)
-    return found
 
 
 def refused(atoll: Terminal, *arguments: str, says: tuple[str, ...]) -> str:
