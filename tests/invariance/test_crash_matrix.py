@@ -409,7 +409,7 @@ def acknowledge_first() -> None:
 def test_a_broken_commit_is_noticed(tmp_path, schedule, kind, change, point, cadence, expected) -> None:
     place = Place(tmp_path / "run", schedule, kind)
     place.folder.mkdir()
-    assert dies(place, point, 7, cadence, change or (lambda: None))
+    assert dies(place, point, 3, cadence, change or (lambda: None))
     assert expected in differences(place, run_inline(place.parts()))
 
 
