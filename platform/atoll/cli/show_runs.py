@@ -54,7 +54,7 @@ def _cells(entry: Entry, name: str) -> list[str]:
     unpublished = f"{entry.unpublished_rows:,} rows" if entry.unpublished_rows else ""
     if entry.unpublished_files:
         unpublished += f"{', ' if unpublished else ''}{entry.unpublished_files:,} files"
-    is_known = entry.state not in ("damaged", "not begun")
+    is_known = entry.state not in ("damaged", "not begun", "elsewhere")
     steps = f"{entry.step:,}" if entry.stop is None else f"{entry.step:,} of {entry.stop:,}"
     return [
         name,

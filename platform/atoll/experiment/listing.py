@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from atoll import spec as sp
 from atoll.experiment.places import is_held
-from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER
+from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER, STORE_FILE
 from atoll.runtime.store import SqliteJournal
 
 __all__ = ["Entry", "State", "list_runs", "run_entry"]
 
-State = Literal["running", "finished", "interrupted", "not begun", "damaged"]
+State = Literal["running", "finished", "interrupted", "elsewhere", "not begun", "damaged"]
 _REPORT = Path("comparison") / "comparison.html"
 #: files that name a folder as one of ours; an empty folder is one whose run died in its first moments
-_OURS = (JOURNAL_FILE, COMPARISON_FILE, "spec.yaml", ".lock")
+_OURS = (JOURNAL_FILE, STORE_FILE, COMPARISON_FILE, "spec.yaml", ".lock")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Entry:
         name: the folder, as `atoll resume` takes it; of a run of a comparison COMPARISON/RUN.
         kind: run or comparison.
         state: running: a process of this machine works on it now; interrupted: it was begun and did not end, by
-            whatever cause, and can be resumed; not begun: its process died before there was anything to keep;
+            whatever cause, and can be resumed; elsewhere: it keeps itself in a shared store, of which this folder has
+            no copy yet; not begun: its process died before there was anything to keep;
             damaged: it cannot be read, see `problem`.
         step: server steps committed; of a comparison, runs finished.
         stop: server steps asked for; of a comparison, runs asked for; None where that is not known.
@@ -74,8 +75,9 @@ def list_runs(root: str | Path = RUNS_FOLDER) -> tuple[Entry, ...]:
     """Every run and comparison under `root`, the one written last at the end; runs of a comparison are inside it.
 
     Guarantees: nothing is made or changed, runs that are worked on are not held up, and a folder that cannot be read
-    is an entry that says so. Whether a journal is whole to the last byte is checked by resuming, not here. No root:
-    no entries.
+    is an entry that says so. Whether a journal is whole to the last byte is checked by resuming, not here. Of a run
+    that keeps itself in a shared store, the copy in its folder is told, made when it last stopped here. No root: no
+    entries.
 
     Args:
         root: where runs lie.
@@ -102,8 +104,9 @@ def _by_time(entries: Iterator[Entry]) -> tuple[Entry, ...]:
 def _entry(folder: Path) -> Entry:
     """The entry of a folder, whatever state it is in."""
     try:
-        is_run = (folder / JOURNAL_FILE).exists()
-        children = [] if is_run else [path.parent for path in folder.glob(f"*/{JOURNAL_FILE}")]
+        is_run = any((folder / name).exists() for name in (JOURNAL_FILE, STORE_FILE))
+        inner = () if is_run else (JOURNAL_FILE, STORE_FILE)
+        children = sorted({path.parent for name in inner for path in folder.glob(f"*/{name}")})
         is_comparison = (folder / COMPARISON_FILE).exists() or children
         found = _comparison(folder, children) if is_comparison else run_entry(folder, is_worked_on=is_held(folder))
         return replace(found, advice=_advice(found))
@@ -121,7 +124,8 @@ def run_entry(folder: Path, *, is_worked_on: bool) -> Entry:
     empty = Entry(folder.name, "run", state, size_bytes=size_bytes, written_s=written_s)
     path = folder / JOURNAL_FILE
     if not path.exists() or not path.stat().st_size:
-        return empty
+        is_elsewhere = not is_worked_on and (folder / STORE_FILE).is_file()
+        return replace(empty, state="elsewhere") if is_elsewhere else empty
     for is_last in (False, True):
         try:
             with SqliteJournal(path, is_readonly=True) as journal:
@@ -216,7 +220,7 @@ def _advice(entry: Entry) -> str:
     match entry.state:
         case "running":
             return ""
-        case "interrupted":
+        case "interrupted" | "elsewhere":
             return f"atoll resume {entry.name}"
         case "finished":
             return f"atoll resume {entry.name}" if entry.has_unpublished else ""

@@ -10,7 +10,7 @@ from typing import Any
 from atoll.errors import AtollError, InfrastructureError
 from atoll.experiment.listing import list_runs, run_entry
 from atoll.experiment.places import only_one
-from atoll.experiment.records import JOURNAL_FILE, RUNS_FOLDER
+from atoll.experiment.records import JOURNAL_FILE, RUNS_FOLDER, STORE_FILE
 from atoll.runtime.store import SqliteJournal, epoch_of
 
 __all__ = ["Pruned", "prune_runs"]
@@ -42,7 +42,8 @@ def prune_runs(root: str | Path = RUNS_FOLDER) -> Pruned:
 
     Guarantees: no journal names a file that is gone, a run that can be resumed still can, with all it had, and a run
     that another process works on is left alone; each is locked meanwhile. Results, weights, checkpoints, timelines
-    and journals stay. A finished run that has rows to publish keeps its snapshots, since it needs them for that.
+    and journals stay. A finished run that has rows to publish keeps its snapshots, since it needs them for that. A run
+    that keeps itself in a shared store is left as it is: another machine may work on it.
 
     Args:
         root: where runs lie.
@@ -75,7 +76,7 @@ def _prune(folder: Path, freed: dict[str, int]) -> bool:
     from atoll.experiment.storing import SNAPSHOTS_FOLDER
 
     entry = run_entry(folder, is_worked_on=False)
-    if entry.state == "not begun":
+    if entry.state == "not begun" or (folder / STORE_FILE).is_file():
         return False
     may_shorten = entry.state == "finished" and not entry.has_unpublished
     names: list[str] = []

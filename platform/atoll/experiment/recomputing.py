@@ -9,10 +9,10 @@ from atoll.aggregation import AggregatorState
 from atoll.errors import InfrastructureError
 from atoll.experiment.building import build_aggregator, build_learner, build_planner
 from atoll.experiment.records import JOURNAL_FILE
-from atoll.experiment.storing import SNAPSHOTS_FOLDER
+from atoll.experiment.storing import store_in
 from atoll.messages import ModelVersion
 from atoll.plan import Window
-from atoll.runtime.store import LocalFiles, SnapshotRecord, Snapshots, SqliteJournal
+from atoll.runtime.store import SnapshotRecord, Snapshots, SqliteJournal
 from atoll.runtime.work import train_block
 from atoll.spec import Spec
 
@@ -64,7 +64,7 @@ def _begin_at(
     for record in records:
         if all(version > record.version or version in record.version_files for version in versions):
             try:
-                return Snapshots(LocalFiles(folder / SNAPSHOTS_FOLDER), 0).read(record)
+                return Snapshots(store_in(folder).snapshots(), 0).read(record)
             except InfrastructureError as error:
                 say(f"snapshot of version {record.version}: {error}; it is passed over")
     return None

@@ -20,7 +20,7 @@ from atoll.data import open_data
 from atoll.errors import AggregationError, InfrastructureError, PlanError, Problem, SpecError
 from atoll.experiment.birth import Birth, born, differences
 from atoll.experiment.places import check_device
-from atoll.experiment.records import JOURNAL_FILE, RUNS_FOLDER, find_folder
+from atoll.experiment.records import JOURNAL_FILE, RUNS_FOLDER, STORE_FILE, find_folder
 from atoll.experiment.wiring import source_of
 from atoll.messages import Block, ModelVersion, PartialSum
 from atoll.plan import METRIC_EXPONENT, Planner
@@ -210,6 +210,12 @@ def _to_stderr(text: str) -> None:
 
 def _what_ran(folder: Path) -> tuple[sp.Spec, Birth]:
     rule = "one run"
+    if (folder / STORE_FILE).is_file() and not (folder / JOURNAL_FILE).is_file():
+        why, hint = (
+            "it keeps itself in a shared store",
+            "copy journal.db from the machine that ran it, or resume it here",
+        )
+        raise SpecError([Problem("run", repr(str(folder)), "a run with a copy of its journal here", why, hint)])
     if not (folder / JOURNAL_FILE).is_file():
         runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{JOURNAL_FILE}"))) or "none yet"
         raise SpecError([Problem("run", repr(str(folder)), rule, "this is a comparison", f"its runs: {runs}")])

@@ -209,4 +209,4 @@ def test_what_replay_refuses(atoll: Terminal, raising: int) -> None:
         assert says in err
     code, _, err = atoll("replay", "sensors", "seven")
     assert code == 2
-    assert "'seven' is not a valid int" in err
+    assert "valid int" in err

@@ -13,8 +13,9 @@ import pytest
 from atoll import spec as sp
 from atoll.errors import SpecError
 from atoll.experiment import Entry, Run, list_runs, prune_runs, resume, run
-from atoll.experiment.building import SNAPSHOTS_FOLDER
 from atoll.experiment.places import only_one
+from atoll.experiment.records import STORE_FILE
+from atoll.experiment.storing import SNAPSHOTS_FOLDER
 from atoll.runtime.store import Artifact, Commit, SnapshotRecord, SqliteJournal, StepRecord
 from tiny_kit import tiny
 
@@ -136,6 +137,20 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, m
     found = by_name(tmp_path)
     assert (found["good"].state, found["bad"].state) == ("interrupted", "damaged")
     assert "Permission denied" in found["bad"].problem
+
+
+def test_a_run_that_keeps_itself_in_a_shared_store(tmp_path: Path) -> None:
+    """Its folder has a copy of the journal from when it stopped here last; pruning leaves all of it alone."""
+    (tmp_path / "afar").mkdir()
+    copied = begun(tmp_path / "copied", 7, ended=True)
+    old = leftovers(copied)
+    for name in ("afar", "copied"):
+        (tmp_path / name / STORE_FILE).write_text(f"memory://runs/{name}")
+    found = by_name(tmp_path)
+    assert (found["afar"].state, found["afar"].advice) == ("elsewhere", "atoll resume afar")
+    assert (found["copied"].state, found["copied"].step) == ("finished", 7)
+    assert prune_runs(tmp_path).files == 0
+    assert all(path.exists() for path in old)
 
 
 def test_plain_values(tmp_path: Path) -> None:
