@@ -54,6 +54,9 @@ def prune_runs(root: str | Path = RUNS_FOLDER) -> Pruned:
     for entry in list_runs(root):
         if entry.state == "not begun" and not entry.runs:
             continue
+        if entry.state == "damaged" and not entry.runs:
+            skipped.append(entry.name)
+            continue
         try:
             with ExitStack() as locks:
                 # A comparison's own lock keeps it from beginning one of its runs meanwhile.

@@ -342,6 +342,7 @@ def test_a_store_that_is_gone_at_the_end_does_not_fail_the_run(
         raise InfrastructureError("tracking store failed at storing x: gone")
 
     monkeypatch.setattr(MlflowTracker, "artifact", gone)
+    monkeypatch.setattr("atoll.runtime.inline._DRAIN_S", 0.2)
     found = run(spec_of(uri, name="gone"), runs_folder=tmp_path)
     assert load("gone", tmp_path) == found
     assert model_digest(found.model()) == found.model_digest
@@ -391,6 +392,7 @@ def test_a_store_that_fails_on_the_way_does_not_stop_training(
     monkeypatch.setattr(TrackerPublisher, "publish", fail)
     monkeypatch.setattr(TrackerPublisher, "upload", fail)
     monkeypatch.setattr("atoll.runtime.publishing._BACK_OFF_S", (0.01,))
+    monkeypatch.setattr("atoll.runtime.inline._DRAIN_S", 0.2)
     found = run(spec_of(uri), runs_folder=tmp_path)
     assert found.server_steps == 7
     assert found.unpublished_rows == sum(len(points) for points in found.history().values())
