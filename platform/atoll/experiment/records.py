@@ -95,7 +95,7 @@ class Run:
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """(server step, value) per metric, read from the run's journal."""
-        with SqliteJournal(Path(self.folder) / JOURNAL_FILE) as journal:
+        with SqliteJournal(Path(self.folder) / JOURNAL_FILE, is_readonly=True) as journal:
             return journal.history()
 
     def summary(self) -> RunSummary:
@@ -163,15 +163,18 @@ def find_folder(run: str | Path, root: str | Path = RUNS_FOLDER) -> Path:
 def _names(folder: Path) -> tuple[str, str | None]:
     """(name, MLflow run id) of a run, as its journal has them; nothing where that cannot be read."""
     try:
-        with SqliteJournal(folder / JOURNAL_FILE) as journal:
+        with SqliteJournal(folder / JOURNAL_FILE, is_readonly=True) as journal:
             return journal.get("name") or folder.name, journal.get("run_id")
     except Exception:
         return folder.name, None
 
 
 def _comparison_names(path: Path) -> tuple[str, str | None]:
-    found = json.loads(path.read_text())
-    return found["name"], found["parent_run_id"]
+    try:
+        found = json.loads(path.read_text())
+        return str(found["name"]), str(found["parent_run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.parent.name, None
 
 
 def load(run: str | Path, root: str | Path = RUNS_FOLDER) -> Run:

@@ -70,6 +70,8 @@ class RaySession:
             "runtime_env": {"env_vars": _WORKER_ENV},
         }
         if address:
+            # A job may have set the same variables: what pins the bits goes before.
+            os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
             ray.init(address=address, **options)
             self._owns_ray = True
             return
