@@ -11,7 +11,7 @@ from typing import Any
 from atoll import spec as sp
 from atoll.errors import Problem, SpecError
 from atoll.messages import ModelVersion
-from atoll.runtime.store import LocalFiles, SqliteJournal
+from atoll.runtime.store import LocalFiles, SqliteJournal, open_files
 from atoll.tracking import RunSummary, Target
 
 __all__ = [
@@ -140,6 +140,8 @@ def find_folder(run: str | Path, root: str | Path = RUNS_FOLDER) -> Path:
     if "://" in str(run) or (Path(run) / "journal").is_dir():
         # A run that this machine has not seen: its folder here begins with where it keeps itself.
         place = str(run).rstrip("/") if "://" in str(run) else str(Path(run).absolute())
+        if not open_files(f"{place}/journal").names():
+            raise SpecError([Problem("run", repr(place), "a run's own place in a store", "there is no journal in it")])
         folder = (Path(root) / place.rpartition("/")[2]).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         LocalFiles(folder).write(STORE_FILE, place.encode())

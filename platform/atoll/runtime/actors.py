@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from atoll.aggregation import Aggregator, AggregatorState, Step, merge_results
-from atoll.errors import ClientWorkError
+from atoll.errors import ClientWorkError, FencedError
 from atoll.evaluation import Evaluator
 from atoll.learner import Learner
 from atoll.messages import Block, BlockResult, ModelVersion
@@ -44,15 +45,18 @@ class ClientPool:
         self._learner: Learner | None = None
         self._evaluator: Evaluator | None = None
         self._make_evaluator: Callable[[], Evaluator] | None = None
+        self._epoch = 0
 
-    def open(self, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator]) -> int:
-        """Forgets the run before and prepares this one; returns the process id."""
-        self._versions = {}
+    def open(
+        self, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator], epoch: int = 0
+    ) -> tuple[str, int]:
+        """Forgets the run before and prepares this one, for the coordinator of this epoch; returns where it runs."""
+        self._versions, self._epoch = {}, epoch
         self._learner, self._make_evaluator, self._evaluator = make_learner(), make_evaluator, None
-        return os.getpid()
+        return _place()
 
     def train(
-        self, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion]
+        self, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int = 0
     ) -> tuple[float | ClientWorkError, BlockResult | None]:
         """Trains blocks; returns (busy seconds, their exact partial sums merged).
 
@@ -60,11 +64,13 @@ class ClientPool:
             blocks: work.
             forget: versions that nobody asks for any more.
             bundles: versions that this pool lacks.
+            epoch: of the coordinator that asks.
 
         Where client code raised, or the work did not fit into memory, the error comes in the place of the seconds:
         the pool is fine, and what is to be done is the coordinator's decision.
         """
         started = time.perf_counter()
+        self._check(epoch)
         self._take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
         if self._learner is None:
             raise AssertionError("ClientPool.train before open")
@@ -76,10 +82,11 @@ class ClientPool:
         return time.perf_counter() - started, merged
 
     def evaluate(
-        self, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion]
+        self, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int = 0
     ) -> tuple[float, dict[str, float] | ClientWorkError]:
         """(busy seconds, metrics of one version, or what went wrong)."""
         started = time.perf_counter()
+        self._check(epoch)
         self._take({version}, forget, bundles)
         if self._evaluator is None:
             if self._make_evaluator is None:
@@ -92,12 +99,22 @@ class ClientPool:
             return time.perf_counter() - started, error
         return time.perf_counter() - started, metrics
 
+    def _check(self, epoch: int) -> None:
+        # One coordinator only: what another one has sent, or made this pool forget, is not what this one believes.
+        if epoch != self._epoch:
+            raise FencedError(f"a client pool works for epoch {self._epoch} of its run; epoch {epoch} is over")
+
     def _take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
         for version in forget:
             self._versions.pop(version, None)
         # Of a bundle only what was asked for: nobody would ever tell this pool to forget the rest.
         for bundle in bundles:
             self._versions.update({model.version: model for model in bundle if model.version in wanted})
+
+
+def _place() -> tuple[str, int]:
+    """Host and process id."""
+    return socket.gethostname(), os.getpid()
 
 
 def _release_memory(error: ClientWorkError) -> None:
@@ -123,11 +140,11 @@ class AggregatorShell:
         self._arguments = (make_aggregator, make_files, records, epoch)
         self._aggregator: DurableAggregator
 
-    def open(self) -> tuple[int, SnapshotRecord | None, list[int]]:
-        """(process id, the snapshot taken up, versions there are); a constructor's errors would come as text only."""
+    def open(self) -> tuple[tuple[str, int], SnapshotRecord | None, list[int]]:
+        """(where it runs, the snapshot taken up, versions there are); a constructor's errors come as text only."""
         self._aggregator = DurableAggregator(*self._arguments)
         self._models = self._aggregator.take_models()
-        return os.getpid(), self._aggregator.taken, [model.version for model in self._models]
+        return _place(), self._aggregator.taken, [model.version for model in self._models]
 
     def models(self) -> list[list[ModelVersion]] | list[ModelVersion]:
         """The versions that `open` named, one bundle each; to be called once, with as many returns."""
@@ -165,10 +182,10 @@ class TrackerShell:
     def __init__(self) -> None:
         self._sending: Sending | None = None
 
-    def open(self, make_publisher: Callable[[], Publisher]) -> int:
-        """Takes up a run; returns the process id. The service is contacted with the first batch."""
+    def open(self, make_publisher: Callable[[], Publisher]) -> tuple[str, int]:
+        """Takes up a run; returns where it runs. The service is contacted with the first batch."""
         self._sending = Sending(make_publisher)
-        return os.getpid()
+        return _place()
 
     def send(self, batch: Batch) -> None:
         """Sends; raises where the service does not take it."""

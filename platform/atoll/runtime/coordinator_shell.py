@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ObjectFetchTimedOutError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from atoll.errors import AtollError, ClientWorkError, FencedError, InfrastructureError
+from atoll.errors import ClientWorkError, FencedError, InfrastructureError
 from atoll.messages import Block, ModelVersion
 from atoll.runtime.deadlines import Deadlines
 from atoll.runtime.events import (
@@ -46,16 +36,16 @@ from atoll.runtime.events import (
     Trained,
     WorkFailed,
 )
+from atoll.runtime.losses import OBJECT_LOST, PROCESS_LOST, RollBack, answer, end_process, told
 from atoll.runtime.opening import begin
 from atoll.runtime.parts import Parts, RunResult
 from atoll.runtime.recorder import checkpoint_artifact, result_of
 from atoll.runtime.session import RaySession
 from atoll.runtime.stopping import Patience
+from atoll.runtime.store import Commit
 
 __all__ = ["CoordinatorShell"]
 
-_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
-_OBJECT_LOST = (ObjectLostError, ObjectFetchTimedOutError)
 _POLL_S = 0.25
 #: losses in a row, without a snapshot between, that a run bears
 _MOST_ROLLBACKS, _MOST_LOST_POOLS = 10, 100
@@ -68,10 +58,6 @@ _AGGREGATOR, _TRACKER = "aggregator", "tracker"
 _log = logging.getLogger(__name__)
 
 
-class _RollBack(Exception):
-    """The aggregator, or weights that it made, are lost: go on from the newest snapshot under a new epoch."""
-
-
 class CoordinatorShell:
     """Runs attempts until one ends: each claims the journal, takes up the newest snapshot and does the rest again.
 
@@ -81,7 +67,8 @@ class CoordinatorShell:
     def __init__(self, parts: Parts, pools: list[Any], tracker: Any, gpus_per_worker: float) -> None:
         self._parts, self._pools, self._tracker = parts, list(pools), tracker
         self._session = RaySession(len(pools), gpus_per_worker)
-        self._pids: dict[str | int, int] = {}
+        #: owner → host and process id
+        self._places: dict[str | int, tuple[str, int]] = {}
         self._is_open = [False] * len(pools)
         #: newest version known; pools lost and not recorded yet
         self._version, self._lost_pools = -1, 0
@@ -108,7 +95,7 @@ class CoordinatorShell:
             while True:
                 try:
                     return self._attempt()
-                except _RollBack as loss:
+                except RollBack as loss:
                     self._end_process(_AGGREGATOR, self._aggregator)
                     saved = journal.snapshots()
                     patience.lost(saved[0].version if saved else 0, str(loss))
@@ -139,7 +126,7 @@ class CoordinatorShell:
             while self._end is None and not self._is_stopped:
                 self._turn()
             self._conclude(attempt.timeline)
-        except (_RollBack, FencedError):
+        except (RollBack, FencedError):
             raise
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
@@ -153,7 +140,7 @@ class CoordinatorShell:
         return result_of(end, self._model(end.version), self._coordinator, self._recorder, self._journal)
 
     def _model(self, version: int) -> ModelVersion:
-        bundle: list[ModelVersion] = ray.get(self._bundles[version])
+        bundle: list[ModelVersion] = answer(self._bundles[version], f"the weights of version {version}")
         return next(model for model in bundle if model.version == version)
 
     # ---- the loop -----------------------------------------------------------------------------------------------
@@ -187,7 +174,7 @@ class CoordinatorShell:
         for owner in self._deadlines.overdue(time.monotonic()):
             text = f"no answer for more than {self._deadlines.allowed_s:.0f} s"
             if owner == _AGGREGATOR:
-                raise _RollBack(f"the aggregator process gave {text}")
+                raise RollBack(f"the aggregator process gave {text}")
             if owner == _TRACKER:
                 self._replace_tracker(InfrastructureError(f"the tracker process gave {text}"))
             elif isinstance(owner, int):
@@ -226,17 +213,17 @@ class CoordinatorShell:
     def _open_pool(self, pool: int) -> None:
         self._is_open[pool] = False
         life, parts = self._life[pool], self._parts
-        opened = self._pools[pool].open.remote(parts.make_learner, parts.make_evaluator)
+        opened = self._pools[pool].open.remote(parts.make_learner, parts.make_evaluator, self._journal.epoch)
 
         def done(ready: Any) -> list[Event]:
             if self._life[pool] != life:
                 return []
             try:
-                self._pids[pool] = ray.get(ready)
-            except _LOST as error:
+                self._places[pool] = ray.get(ready)
+            except PROCESS_LOST as error:
                 return self._replace(pool, error)
             except (RayTaskError, RayError) as error:
-                raise _told(error, "a client pool") from error
+                raise told(error, "a client pool") from error
             self._is_open[pool] = True
             return [PoolReady(pool)]
 
@@ -264,10 +251,10 @@ class CoordinatorShell:
                 return []
             try:
                 value = ray.get(ready)
-            except _LOST as error:
+            except PROCESS_LOST as error:
                 return self._replace(pool, error)
             except (RayTaskError, RayError) as error:
-                raise _told(error, "weights that a client pool asked for") from error
+                raise told(error, "weights that a client pool asked for") from error
             return then(value)
 
         self._ask(pool, reference, handle)
@@ -284,13 +271,9 @@ class CoordinatorShell:
         return [PoolLost(pool, isinstance(error, OutOfMemoryError))]
 
     def _end_process(self, owner: str | int, actor: Any) -> None:
-        """Ends what was lost for good: a process that only was out of reach, or stopped, must not linger."""
-        with contextlib.suppress(RayError, ValueError):
-            ray.kill(actor)
-        pid = self._pids.pop(owner, None)
-        if pid is not None and _is_worker_here(pid):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        # A process that was taken for dead must not end what its successor works with.
+        self._journal.commit(Commit())
+        end_process(actor, self._places.pop(owner, None))
 
     def _send(self, pool: int, versions: tuple[int, ...]) -> tuple[list[int], list[Any]]:
         """(versions to forget, bundles that the pool lacks), noting what it then holds."""
@@ -309,7 +292,8 @@ class CoordinatorShell:
                     self._train(pool, call, blocks, versions)
                 case Evaluate(pool, call, version):
                     forget, bundles = self._send(pool, (version,))
-                    reference = self._pools[pool].evaluate.remote(version, forget, *bundles)
+                    epoch = self._journal.epoch
+                    reference = self._pools[pool].evaluate.remote(version, forget, *bundles, epoch=epoch)
                     self._watch(pool, reference, partial(self._evaluated, call, version))
                 case Expect(steps):
                     self._tell_aggregator(self._aggregator.expect.remote(steps, ()))
@@ -330,7 +314,8 @@ class CoordinatorShell:
 
     def _train(self, pool: int, call: int, blocks: tuple[Block, ...], versions: tuple[int, ...]) -> None:
         forget, bundles = self._send(pool, versions)
-        busy, sums = self._pools[pool].train.options(num_returns=2).remote(blocks, forget, *bundles)
+        train = self._pools[pool].train.options(num_returns=2)
+        busy, sums = train.remote(blocks, forget, *bundles, epoch=self._journal.epoch)
 
         def trained(busy_s: float | ClientWorkError) -> list[Event]:
             if isinstance(busy_s, ClientWorkError):
@@ -370,10 +355,10 @@ class CoordinatorShell:
             parts.make_aggregator, parts.make_snapshot_files, journal.snapshots(), journal.epoch
         )
         try:
-            self._pids[_AGGREGATOR], taken, versions = ray.get(self._aggregator.open.remote(), timeout=_OPEN_S)
+            self._places[_AGGREGATOR], taken, versions = ray.get(self._aggregator.open.remote(), timeout=_OPEN_S)
             models = self._aggregator.models.options(num_returns=len(versions)).remote()
         except (RayTaskError, RayError) as error:
-            raise _told(error, "the aggregator process") from error
+            raise told(error, "the aggregator process") from error
         self._bundles.update(zip(versions, models if isinstance(models, list) else [models], strict=True))
         return taken
 
@@ -381,7 +366,7 @@ class CoordinatorShell:
         """A call without a result; that it arrived matters all the same."""
 
         def heard(ready: Any) -> list[Event]:
-            _answer(ready)
+            answer(ready)
             return []
 
         self._ask(_AGGREGATOR, reference, heard)
@@ -393,13 +378,13 @@ class CoordinatorShell:
             try:
                 steps = ray.get(ready)
             except RayTaskError as error:
-                if isinstance(error.cause, _OBJECT_LOST) and blocks:
+                if isinstance(error.cause, OBJECT_LOST) and blocks:
                     return [SumsLost(blocks)]
-                raise _told(error, "the aggregator process") from error
-            except _OBJECT_LOST:
+                raise told(error, "the aggregator process") from error
+            except OBJECT_LOST:
                 return [SumsLost(blocks)] if blocks else []
             except RayError as error:
-                raise _told(error, "the aggregator process") from error
+                raise told(error, "the aggregator process") from error
             self._bundles.update({step.model.version: bundle_ref for step in steps})
             return [StepsClosed(tuple(steps))] if steps else []
 
@@ -407,7 +392,7 @@ class CoordinatorShell:
 
     def _save(self) -> None:
         def saved(ready: Any) -> list[Event]:
-            self._recorder.snapshot(*_answer(ready))
+            self._recorder.snapshot(*answer(ready))
             return []
 
         self._ask(_AGGREGATOR, self._aggregator.save.remote(self._coordinator.live_versions()), saved)
@@ -417,7 +402,7 @@ class CoordinatorShell:
     def _open_tracker(self) -> None:
         def opened(ready: Any) -> list[Event]:
             with contextlib.suppress(RayError):  # the first batch will find out
-                self._pids[_TRACKER] = ray.get(ready)
+                self._places[_TRACKER] = ray.get(ready)
             return []
 
         self._pending[self._tracker.open.remote(self._parts.make_publisher)] = opened
@@ -452,33 +437,5 @@ class CoordinatorShell:
         self._ask(_TRACKER, tracker.send.remote(batch), sent)
 
 
-def _answer(ready: Any) -> Any:
-    """The aggregator's answer; a loss means to roll back."""
-    try:
-        return ray.get(ready)
-    except (RayTaskError, RayError) as error:
-        raise _told(error, "the aggregator process") from error
-
-
 def _failure(call: int, error: ClientWorkError) -> Event:
     return OutOfMemory(call) if error.is_out_of_memory else WorkFailed(call, error)
-
-
-def _told(error: BaseException, what: str) -> BaseException:
-    """What a failed call means: atoll's own errors pass, a loss rolls back, anything else is a bug and passes."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, AtollError):
-        return cause
-    if isinstance(cause, RayError):
-        story = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        return _RollBack(f"{what} was lost: {story}")
-    return error
-
-
-def _is_worker_here(pid: int) -> bool:
-    """Whether `pid` is one of Ray's workers on this machine, and not another program that has its number by now."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"ray::" in file.read()
-    except OSError:
-        return False

@@ -21,6 +21,8 @@ _POLL_S = 0.25
 _MOST_LOST_COORDINATORS = 10
 #: without a sign of life for this long, the coordinator's process counts as hung
 _SILENT_S = 60.0
+#: how long its process may take to start: Python, imports and a busy machine
+_BIRTH_S = 120.0
 #: how long a stopped run may take to commit what there is
 _STOP_S = 90.0
 _log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ def _follow(coordinator: Any, silent_s: float, stop: StopSignal, note: Progress)
     """Waits for the end, passes progress on, notices silence and Ctrl-C."""
     running = coordinator.run.remote()
     asked, asked_at, stopped_at = coordinator.progress.remote(), time.monotonic(), 0.0
+    allowed_s = max(silent_s, _BIRTH_S)
     while True:
         done, _ = ray.wait([running, asked], num_returns=1, timeout=_POLL_S)
         now = time.monotonic()
@@ -88,9 +91,9 @@ def _follow(coordinator: Any, silent_s: float, stop: StopSignal, note: Progress)
             except KeyboardInterrupt:
                 stop.is_set = True
             time.sleep(_POLL_S)
-            asked, asked_at = coordinator.progress.remote(), time.monotonic()
-        elif now - asked_at > silent_s:
-            raise _Silent(f"no sign of life for {silent_s:.0f} s")
+            asked, asked_at, allowed_s = coordinator.progress.remote(), time.monotonic(), silent_s
+        elif now - asked_at > allowed_s:
+            raise _Silent(f"no sign of life for {allowed_s:.0f} s")
         if stop.is_set and not stopped_at:
             coordinator.stop.remote()
             stopped_at = now

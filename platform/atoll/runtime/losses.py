@@ -1,0 +1,75 @@
+"""What a failed Ray call means to a coordinator, and how the process behind it is ended for good."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ObjectFetchTimedOutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from atoll.errors import AtollError
+
+__all__ = ["OBJECT_LOST", "PROCESS_LOST", "RollBack", "answer", "end_process", "told"]
+
+#: a process is gone, or was out of reach for a moment: whether the call ran is unknown
+PROCESS_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
+#: a result, or an argument, is nowhere any more
+OBJECT_LOST = (ObjectLostError, ObjectFetchTimedOutError)
+
+
+class RollBack(Exception):
+    """The aggregator, or weights that it made, are lost: go on from the newest snapshot under a new epoch."""
+
+
+def answer(ready: Any, what: str = "the aggregator process") -> Any:
+    """The value of a ready reference; a loss means to roll back."""
+    try:
+        return ray.get(ready)
+    except (RayTaskError, RayError) as error:
+        raise told(error, what) from error
+
+
+def told(error: BaseException, what: str) -> BaseException:
+    """What a failed call means: atoll's own errors pass, a loss rolls back, anything else is a bug and passes."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, AtollError):
+        return cause
+    if isinstance(cause, RayError):
+        story = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        return RollBack(f"{what} was lost: {story}")
+    return error
+
+
+def end_process(actor: Any, place: tuple[str, int] | None) -> None:
+    """Ends what was lost for good: a process that only was out of reach, or stopped, must not linger.
+
+    Args:
+        actor: its handle.
+        place: host and process id, if it ever told them; Ray's own way does not reach a stopped process.
+    """
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(actor)
+    if place is not None and place[0] == socket.gethostname() and _is_worker_here(place[1]):
+        with contextlib.suppress(OSError):
+            os.kill(place[1], signal.SIGKILL)
+
+
+def _is_worker_here(pid: int) -> bool:
+    """Whether `pid` is one of Ray's workers on this machine, and not another program that has its number by now."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"ray::" in file.read()
+    except OSError:
+        return False
