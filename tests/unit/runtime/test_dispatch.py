@@ -148,6 +148,22 @@ def test_blocks_that_lost_a_pool_travel_alone_until_they_came_back() -> None:
     assert resident(list(made.train())) > 2, "once they came back they are as good as others"
 
 
+def test_a_block_that_lost_a_pool_does_not_join_one_that_did_not() -> None:
+    made = dispatcher([0], [block(2)])
+    list(made.train())
+    made.pool_lost(0, is_out_of_memory=False)
+    for number in (0, 1, 3, 4, 5, 6, 7, 8, 9):
+        made.add(block(number))
+    made.pool_ready(0)
+    sizes = []
+    while calls := list(made.train()):
+        for call in calls:
+            assert 2 not in ids(call) or len(call.blocks) == 1
+            sizes.append(len(call.blocks))
+            made.returned(call.call, 1e-6)
+    assert max(sizes) > 1
+
+
 def test_a_late_answer_of_a_lost_pool_is_ignored() -> None:
     made = dispatcher([0], [block(0)])
     (call,) = made.train()
@@ -290,7 +306,8 @@ def test_a_limit_holds_within_a_call_too() -> None:
     calls = list(made.train())
     made.out_of_memory(calls.pop(0).call)
     while calls:
-        give_back(made, calls)
+        made.returned(calls.pop(0).call, 1e-6)  # so quick that dozens would make one call
+        calls += made.train()
     for number in range(100, 200):
         made.add(block(number))
     assert sorted(len(call.blocks) for call in made.train()) == [3]
