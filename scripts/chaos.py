@@ -131,14 +131,14 @@ def _start(arguments: list[str], folder: Path, storm: Storm) -> subprocess.Popen
     storm.drivers += 1
     driver = _run(arguments, "stormy", folder)
     # Until its actors are there, killing would only ever hit a driver that starts.
-    while driver.poll() is None and not _pids(driver.pid, TITLES["aggregator"]):
+    while driver.poll() is None and not pids_below(driver.pid, TITLES["aggregator"]):
         time.sleep(0.2)
     return driver
 
 
 def _kill(random: Random, options: argparse.Namespace, driver: subprocess.Popen[bytes], storm: Storm) -> None:
     kind = "driver" if random.random() < options.driver_share else random.choice(list(TITLES))
-    pids = [driver.pid] if kind == "driver" else _pids(driver.pid, TITLES[kind])
+    pids = [driver.pid] if kind == "driver" else pids_below(driver.pid, TITLES[kind])
     if not pids or driver.poll() is not None:
         return
     pid = random.choice(pids)
@@ -156,7 +156,7 @@ def _stop(
     random: Random, options: argparse.Namespace, driver: subprocess.Popen[bytes], storm: Storm
 ) -> list[tuple[float, int]]:
     kind = random.choice(["coordinator", "aggregator", "pool"])
-    pids = _pids(driver.pid, TITLES[kind])
+    pids = pids_below(driver.pid, TITLES[kind])
     if not pids or driver.poll() is not None:
         return []
     os.kill(pids[0], signal.SIGSTOP)
@@ -173,7 +173,7 @@ def _continue(stopped: list[tuple[float, int]]) -> list[tuple[float, int]]:
     return [(moment, pid) for moment, pid in stopped if time.monotonic() < moment]
 
 
-def _pids(driver: int, title: str) -> list[int]:
+def pids_below(driver: int, title: str) -> list[int]:
     """Processes below the driver whose command line begins with `title`."""
     parents, titles = {}, {}
     for path in Path("/proc").glob("[0-9]*"):

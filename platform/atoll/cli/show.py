@@ -123,6 +123,7 @@ def run(finished: Run) -> None:
             f"{finished.wall_s:.1f} s, {finished.client_updates / max(finished.wall_s, 1e-9):,.0f} updates/s",
         ),
         ("workers outside client work", f"{100 * finished.overhead_share:.1f} %"),
+        ("snapshots and commits", f"{finished.durable_s:.2f} s, {100 * finished.durable_s / finished.wall_s:.2f} %"),
         ("model digest", finished.model_digest[:16]),
         ("run id", finished.run_id),
         ("folder", finished.folder),

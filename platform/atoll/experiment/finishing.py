@@ -80,6 +80,7 @@ def run_of(
         reason=result.reason,
         tracking_uri=uri,
         experiment=spec.tracking.experiment or spec.name,
+        durable_s=result.durable_s,
         unpublished_rows=result.unpublished_rows,
         lost_pools=result.lost_pools,
         is_comparable=is_comparable,

@@ -54,6 +54,7 @@ class Run:
         workers: client pools.
         reason: why it stopped.
         tracking_uri, experiment: where it is logged.
+        durable_s: wall time that snapshots and commits took.
         unpublished_rows: rows that the tracking service has not taken; they are in the journal.
         lost_pools: worker processes that died or hung and were replaced.
         is_comparable: False where the run was resumed by force, on another software or with other settings.
@@ -79,6 +80,7 @@ class Run:
     reason: str
     tracking_uri: str
     experiment: str
+    durable_s: float = 0.0
     unpublished_rows: int = 0
     lost_pools: int = 0
     is_comparable: bool = True

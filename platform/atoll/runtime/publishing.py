@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from atoll.errors import InfrastructureError
 from atoll.runtime.parts import Publisher
 from atoll.runtime.store import Artifact, Files, Journal, MetricRow
 
@@ -80,7 +81,10 @@ class Publishing:
         if rows:
             self._under_way = Batch(last_id, rows)
         elif files := self._journal.pending_artifacts():
-            self._under_way = Batch(0, (), files[0], self._files.read(files[0].name))
+            try:
+                self._under_way = Batch(0, (), files[0], self._files.read(files[0].name))
+            except InfrastructureError as error:  # whatever becomes of it, training goes on
+                self.failed(error)
         else:
             self._next = time.monotonic() + self._every_s
         return self._under_way

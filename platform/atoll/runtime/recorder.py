@@ -20,7 +20,8 @@ _MOST_SNAPSHOT_SHARE = 0.03
 #: Snapshots that are kept: the newest, and one to fall back on where it cannot be read.
 _KEPT_SNAPSHOTS = 2
 #: meta keys of the journal
-ENDED, _WALL_S, _BUSY_S, _LOST_POOLS, _LEFT_OUT = "ended", "wall_s", "busy_s", "lost_pools", "left_out"
+ENDED, _WALL_S, _BUSY_S, _DURABLE_S = "ended", "wall_s", "busy_s", "durable_s"
+_LOST_POOLS, _LEFT_OUT = "lost_pools", "left_out"
 
 
 def timestamp_ms() -> int:
@@ -54,6 +55,8 @@ class Recorder:
         self._started = self._committed = self._saved = time.perf_counter()
         self._wall_before_s = float(journal.get(_WALL_S) or 0.0)
         self.busy_s = float(journal.get(_BUSY_S) or 0.0)
+        #: wall seconds spent on snapshots and commits
+        self.durable_s = float(journal.get(_DURABLE_S) or 0.0)
         self.lost_pools = int(journal.get(_LOST_POOLS) or 0)
         self._left_out = int(journal.get(_LEFT_OUT) or 0)
         self._saving_costs_s = 0.0
@@ -141,6 +144,7 @@ class Recorder:
 
     def snapshot(self, record: SnapshotRecord, seconds: float) -> None:
         """A snapshot's files are durable; it is committed once all steps up to it are here."""
+        self.durable_s += seconds
         if record.version == self._saved_version:
             self._is_saving, self._saved = False, time.perf_counter()
         else:
@@ -164,7 +168,12 @@ class Recorder:
 
     def _commit(self, snapshot: SnapshotRecord | None) -> None:
         started = time.perf_counter()
-        meta = {_WALL_S: repr(self.wall_s), _BUSY_S: repr(self.busy_s), _LOST_POOLS: str(self.lost_pools)}
+        meta = {
+            _WALL_S: repr(self.wall_s),
+            _BUSY_S: repr(self.busy_s),
+            _DURABLE_S: repr(self.durable_s),
+            _LOST_POOLS: str(self.lost_pools),
+        }
         if self._left_out:
             meta[_LEFT_OUT] = str(self._left_out)
         if self._end is not None:
@@ -179,6 +188,7 @@ class Recorder:
             self._snapshot, self._is_saving, self._saved = None, False, time.perf_counter()
             self._saved_version = snapshot.version
             self._saving_costs_s += time.perf_counter() - started
+        self.durable_s += time.perf_counter() - started
 
     def progress(self) -> dict[str, float]:
         """Figures for a live display."""
@@ -214,6 +224,7 @@ def result_of(
         metrics=recorder.last_evaluation,
         wall_s=recorder.wall_s,
         busy_s=recorder.busy_s,
+        durable_s=recorder.durable_s,
         unpublished_rows=journal.num_pending,
         lost_pools=recorder.lost_pools,
         epoch=journal.epoch,
