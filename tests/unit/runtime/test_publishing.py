@@ -229,6 +229,25 @@ def test_a_file_that_was_not_taken_comes_again(clock, journal, files) -> None:
     assert [data for _, data in service.files] == [b"content"]
 
 
+def test_a_file_that_cannot_be_read_stops_nothing(clock, journal, files, caplog) -> None:
+    """A store that is out of reach for a while is no reason to end a run; rows go on."""
+    journal.commit(Commit(artifacts=(Artifact("a.bin", None),)))
+    service, sender = Service(), Publishing(journal, files)
+    sender.hurry()
+    assert pump(sender, service) == 0
+    assert "a.bin: reading failed" in caplog.text
+    assert not sender.is_drained()
+    rows = write(journal, 0, 1)
+    clock.now += 1
+    assert pump(sender, service) == 1
+    assert service.rows == rows
+    files.write("a.bin", b"content")
+    clock.now += 15
+    assert pump(sender, service) == 1
+    assert [data for _, data in service.files] == [b"content"]
+    assert sender.is_drained()
+
+
 def test_in_a_hurry_nothing_waits_for_its_turn(clock, journal, files) -> None:
     service, sender = Service(), Publishing(journal, files)
     write(journal, 0, 1)
