@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -132,8 +133,13 @@ def run(finished: Run) -> None:
         rows.append(("diverged client updates", f"{finished.num_diverged:,}, zeroed: lower client.lr?"))
     if finished.lost_pools:
         rows.append(("workers lost and replaced", f"{finished.lost_pools}"))
+    if finished.attempts > 1:
+        rows.append(("taken up again", f"{finished.attempts - 1} times, from its last snapshot"))
+    if not finished.is_comparable:
+        rows.append(("comparable", "no: resumed by force, on other software or with other settings"))
     if finished.unpublished_rows:
-        rows.append(("rows MLflow has not taken", f"{finished.unpublished_rows:,}, kept in the run's journal"))
+        again = f"atoll resume {Path(finished.folder).name}"
+        rows.append(("rows MLflow has not taken", f"{finished.unpublished_rows:,}, kept; they are sent by {again}"))
     for row in rows:
         table.add_row(*row)
     _console.print(table)

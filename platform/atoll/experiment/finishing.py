@@ -83,6 +83,7 @@ def run_of(
         durable_s=result.durable_s,
         unpublished_rows=result.unpublished_rows,
         lost_pools=result.lost_pools,
+        attempts=result.attempts,
         is_comparable=is_comparable,
         target=None if target is None else {"metric": target.metric, "value": target.value},
     )

@@ -57,6 +57,7 @@ class Run:
         durable_s: wall time that snapshots and commits took.
         unpublished_rows: rows that the tracking service has not taken; they are in the journal.
         lost_pools: worker processes that died or hung and were replaced.
+        attempts: how often it was begun or taken up from a snapshot, as far as that was committed.
         is_comparable: False where the run was resumed by force, on another software or with other settings.
     """
 
@@ -83,6 +84,7 @@ class Run:
     durable_s: float = 0.0
     unpublished_rows: int = 0
     lost_pools: int = 0
+    attempts: int = 1
     is_comparable: bool = True
     target: Mapping[str, Any] | None = field(default=None)
 

@@ -57,6 +57,9 @@ def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bo
         SpecError: all that speaks against going on.
     """
     store = store_in(folder)
+    if not store.is_begun():
+        why, hint = "its process died before there was anything to keep", "run it again"
+        raise SpecError([Problem("run", str(folder), "a run that was begun", why, hint)])
     try:
         journal = store.journal()
     except InfrastructureError as error:

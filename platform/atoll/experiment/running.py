@@ -23,11 +23,11 @@ from atoll.experiment.birth import Birth, born
 from atoll.experiment.finishing import finish, observing, run_of
 from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import RESULT_FILE, RUNS_FOLDER, Run, find_folder, read_result
+from atoll.experiment.records import COMPARISON_FILE, RESULT_FILE, RUNS_FOLDER, Run, find_folder, read_result
 from atoll.experiment.resuming import Resumption, check_resumption
 from atoll.experiment.storing import check_store, store_in, store_of
 from atoll.experiment.wiring import source_of
-from atoll.runtime.store import Commit
+from atoll.runtime.store import Commit, LocalFiles
 from atoll.tracking import MlflowTracker, RunInfo, absolute_uri, flatten_params, preflight, summary_tags
 
 if TYPE_CHECKING:
@@ -142,6 +142,9 @@ def resume(
             all of it is told.
     """
     folder = find_folder(run, runs_folder)
+    if (folder / COMPARISON_FILE).is_file():
+        hint = "atoll.experiment.resume_comparison goes on with all of it; or name one of its runs"
+        raise SpecError([Problem("run", repr(str(run)), "a single run", "this is a comparison", hint)])
     return _go_on(folder, overrides, force=force, on_progress=on_progress, session=session)
 
 
@@ -184,7 +187,7 @@ def _work(
     place = _Place(folder, uri, _run_info(spec, birth))
     tracker = MlflowTracker(uri, spec.tracking.artifacts)
     run_id = _begin(place, spec, birth, tracker, resumed, is_comparable=is_comparable)
-    (folder / "spec.yaml").write_text(sp.dump(spec))
+    LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
     try:
         is_over = resumed is not None and resumed.is_complete
         result = _execute(spec, report, place, session, on_progress, is_over=is_over)

@@ -115,7 +115,7 @@ class RunResult:
         durable_s: wall time that snapshots and commits took, in the aggregator's and the coordinator's process.
         unpublished_rows: rows that the tracking service did not take; they stay in the journal.
         lost_pools: pools that died or hung and were replaced.
-        epoch: how often the run was begun or taken up.
+        attempts: how often the run was begun or taken up from a snapshot, as far as it was committed.
     """
 
     model: ModelVersion
@@ -132,5 +132,5 @@ class RunResult:
     durable_s: float = 0.0
     unpublished_rows: int = 0
     lost_pools: int = 0
-    epoch: int = 1
+    attempts: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ _MOST_SNAPSHOT_SHARE = 0.03
 _KEPT_SNAPSHOTS = 2
 #: meta keys of the journal
 ENDED, _WALL_S, _BUSY_S, _DURABLE_S = "ended", "wall_s", "busy_s", "durable_s"
-_LOST_POOLS, _LEFT_OUT = "lost_pools", "left_out"
+_ATTEMPTS, _LOST_POOLS, _LEFT_OUT = "attempts", "lost_pools", "left_out"
 
 
 def timestamp_ms() -> int:
@@ -57,6 +57,8 @@ class Recorder:
         self.busy_s = float(journal.get(_BUSY_S) or 0.0)
         #: wall seconds spent on snapshots and commits
         self.durable_s = float(journal.get(_DURABLE_S) or 0.0)
+        #: how often the run was begun or taken up, this time included
+        self.attempts = int(journal.get(_ATTEMPTS) or 0) + 1
         self.lost_pools = int(journal.get(_LOST_POOLS) or 0)
         self._left_out = int(journal.get(_LEFT_OUT) or 0)
         self._saving_costs_s = 0.0
@@ -174,6 +176,7 @@ class Recorder:
             _DURABLE_S: repr(self.durable_s),
             _LOST_POOLS: str(self.lost_pools),
         }
+        meta[_ATTEMPTS] = str(self.attempts)
         if self._left_out:
             meta[_LEFT_OUT] = str(self._left_out)
         if self._end is not None:
@@ -227,6 +230,6 @@ def result_of(
         durable_s=recorder.durable_s,
         unpublished_rows=journal.num_pending,
         lost_pools=recorder.lost_pools,
-        epoch=journal.epoch,
+        attempts=recorder.attempts,
         extra=recorder.progress(),
     )
