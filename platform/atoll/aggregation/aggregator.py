@@ -145,7 +145,7 @@ class Aggregator:
 
     def expect(self, steps: Iterable[StepPlan]) -> None:
         """Tells which steps come and how many lanes fill each; needed before a step can close."""
-        self._plans.update({plan.step: plan for plan in steps if plan.step < self._stop_steps})
+        self._plans.update({p.step: p for p in steps if self.model.version <= p.step < self._stop_steps})
 
     def hold_after(self, step: int) -> None:
         """Closes no step beyond version `step` until a later `hold_after` (a target is being evaluated)."""

@@ -113,6 +113,9 @@ class SummaryBuilder:
             newest = min(int(block.start_version.max()), self._num_steps)
             needed_by = min(int(block.step.min()) + 1, self._num_steps + 1)
             depth[needed_by] = max(depth[needed_by], 1 + depth[newest])
+            # Recovery may train a block again until its last step is closed: so long its versions are kept.
+            last = min(int(block.step.max()), self._num_steps)
+            np.maximum.at(self._last_use, block.start_version[block.start_version <= self._num_steps], last)
         first, end = window.first_step, min(window.end_step, self._num_steps) + 1
         depth[first : end + 1] = np.maximum.accumulate(depth[first : end + 1])
 
@@ -183,7 +186,7 @@ def check_memory(summary: PlanSummary, *, model_bytes: int, block_bytes: int, bu
                 f"{_size(versions_bytes + blocks_bytes)} needed: {summary.peak_live_versions} live model versions x "
                 f"{_size(model_bytes)}, {workers} blocks x {_size(block_bytes)}",
                 f"at most {_size(budget_bytes)}",
-                why="every version is kept until the last task that started from it has trained",
+                why="every version is kept until the last step that a block from it serves is closed",
                 hint="lower schedule.concurrency or runtime.lanes, raise schedule.buffer_goal, set "
                 "schedule.max_staleness, take a smaller model, or more memory",
             )
