@@ -328,10 +328,14 @@ def test_work_that_kills_every_worker_ends_the_run() -> None:
     toy = toy_run(AsyncSchedule(4, 2))
     coordinator = Coordinator(toy.parts.make_planner(), toy.parts.settings, [0])
     coordinator.start()
-    with pytest.raises(InfrastructureError, match=r"died 8 times while it held this block alone.*runtime.lanes="):
+
+    def lose_it_again_and_again() -> None:
         for _ in range(12):
             coordinator.handle(PoolLost(0))
             coordinator.handle(PoolReady(0))
+
+    with pytest.raises(InfrastructureError, match=r"died 8 times while it held this block alone.*runtime.lanes="):
+        lose_it_again_and_again()
 
 
 def test_out_of_memory_means_fewer_blocks_at_once_and_the_same_bits() -> None:
@@ -351,10 +355,14 @@ def test_the_failure_budget() -> None:
     toy = toy_run(AsyncSchedule(4, 2))
     coordinator = Coordinator(toy.parts.make_planner(), toy.parts.settings, [0])
     calls = [call for call in coordinator.start() if isinstance(call, Train)]
-    with pytest.raises(ClientWorkError, match="number 0"):
+
+    def fail_again_and_again() -> None:
         for number in range(5):
-            calls += coordinator.handle(WorkFailed(calls.pop(0).call, ClientWorkError(f"number {number}")))
+            calls.extend(coordinator.handle(WorkFailed(calls.pop(0).call, ClientWorkError(f"number {number}"))))
             assert number < toy.parts.settings.max_failures
+
+    with pytest.raises(ClientWorkError, match="number 0"):
+        fail_again_and_again()
 
 
 def test_interrupted_keeps_everything(monkeypatch) -> None:

@@ -63,7 +63,7 @@ def run_on_ray(parts: Parts, session: RaySession, *, on_progress: Progress | Non
                 break
             except (RayActorError, _Silent) as error:
                 patience.lost(int(figures.get("saved_version", 0)), error)
-                story = str(error).strip().splitlines()[0]
+                story = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 _log.warning("the coordinator process was lost (%s); the run goes on from its last snapshot", story)
                 if stop.is_set:
                     raise Interrupted("stopped while the coordinator process was lost") from error
@@ -108,7 +108,7 @@ def _result(running: Any) -> RunResult | None:
         if isinstance(error.cause, AtollError):
             raise error.cause from None
         if isinstance(error.cause, ray.exceptions.RayError):
-            story = str(error.cause).strip().splitlines()[0]
+            story = (str(error.cause).strip().splitlines() or [type(error.cause).__name__])[0]
             raise InfrastructureError(f"Ray failed under the coordinator: {story}") from error
         raise
     return result
