@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,29 @@ from atoll.errors import InfrastructureError
 from atoll.experiment.records import JOURNAL_FILE, STORE_FILE
 from atoll.runtime.store import Files, Journal, LocalFiles, SharedJournal, SqliteJournal, check_exclusive, open_files
 
-__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "RunStore", "check_store", "store_in", "store_of"]
+__all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "RunStore", "check_store", "is_on_network", "store_in", "store_of"]
 
 SNAPSHOTS_FOLDER, CHECKPOINTS_FOLDER = "snapshots", "checkpoints"
 _LOG_FOLDER = "journal"
+#: kinds of file systems, as Linux names them
+_NETWORK = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "glusterfs",
+        "afs",
+        "9p",
+        "pvfs2",
+        "wekafs",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +56,9 @@ class RunStore:
         """
         if self.place is None:
             return SqliteJournal(self.folder / JOURNAL_FILE)
-        return SharedJournal(self._files(_LOG_FOLDER), self.folder / ".index", mirror=self.folder / JOURNAL_FILE)
+        # The index is SQLite, and this machine's alone: not on a file system of the network.
+        scratch = Path(tempfile.gettempdir()) / "atoll-index"
+        return SharedJournal(self._files(_LOG_FOLDER), scratch, mirror=self.folder / JOURNAL_FILE)
 
     def snapshots(self) -> Files:
         """Files of snapshots."""
@@ -81,13 +103,38 @@ def check_store(spec: sp.Spec) -> None:
         check_exclusive(open_files(_absolute(spec.runtime.store)))
 
 
+def is_on_network(folder: Path, mounts: str | None = None) -> bool:
+    """Whether `folder` lies on a network file system, where SQLite's locks cannot be relied on.
+
+    Args:
+        folder: absolute; need not exist.
+        mounts: as Linux tells them in /proc/self/mounts, read there if None; elsewhere nothing counts as network.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text()
+        except OSError:
+            return False
+    found = ("", "")
+    for line in mounts.splitlines():
+        _, point, kind, *_ = line.split(" ")
+        if folder.is_relative_to(point.replace("\\040", " ")) and len(point) >= len(found[0]):
+            found = (point, kind)
+    return found[1] in _NETWORK or found[1].startswith("fuse.")
+
+
 def _absolute(store: str) -> str:
     return store.rstrip("/") if "://" in store else str(Path(store).absolute())
 
 
 def store_of(spec: sp.Spec, folder: Path, run_key: str) -> RunStore:
-    """Where the run `run_key` of `spec` keeps itself."""
+    """Where the run `run_key` of `spec` keeps itself.
+
+    A folder on a network file system holds the log of files instead of SQLite.
+    """
     store = spec.runtime.store
+    if store is None and is_on_network(folder):
+        return RunStore(folder, str(folder))
     return RunStore(folder, None if store is None else f"{_absolute(store)}/{run_key}")
 
 

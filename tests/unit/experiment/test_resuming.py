@@ -15,7 +15,7 @@ from atoll.errors import Interrupted, SpecError
 from atoll.experiment import Run, compare_runs, load, resume, run
 from atoll.experiment import birth as birth_module
 from atoll.experiment.comparing import resume_comparison, run_comparison
-from atoll.experiment.storing import store_in
+from atoll.experiment.storing import is_on_network, store_in
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
 
@@ -295,3 +295,33 @@ def test_a_comparison_goes_on(base: dict[str, Any], tmp_path: Path) -> None:
         f"tags.mlflow.parentRunId = '{found.parent_run_id}'",
     )
     assert sorted(one.info.run_id for one in children) == sorted(one.run_id for one in found.runs)
+
+
+MOUNTS = """proc /proc proc rw 0 0
+/dev/sda1 / ext4 rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+/dev/sdb1 /home/local xfs rw 0 0
+sshfs#there /mnt/my\\040files fuse.sshfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("/data/runs", False),
+        ("/home/me/runs", True),
+        ("/home/local/runs", False),
+        ("/homes/me", False),
+        ("/mnt/my files/runs", True),
+    ],
+)
+def test_network_file_systems_are_known(folder: str, expected: bool) -> None:
+    assert is_on_network(Path(folder), MOUNTS) is expected
+
+
+def test_a_run_on_a_network_file_system(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(base, runs_folder=tmp_path / "local")
+    monkeypatch.setattr("atoll.experiment.storing.is_on_network", lambda folder: True)
+    folder = interrupted(base, tmp_path)
+    assert (folder / "journal" / "commit-000000000001.json").is_file()
+    assert_same(resume("mine", runs_folder=tmp_path), expected)
