@@ -23,6 +23,7 @@ __all__ = [
     "STEPS",
     "Obedient",
     "Orders",
+    "Wide",
     "eventually",
     "facts",
     "kill",
@@ -66,16 +67,24 @@ class Orders:
 
 
 class Obedient(torch.nn.Module):
-    """A linear layer that is slow, fails or does not fit, as the marker files say; only where it is trained."""
+    """A small model that is slow, fails or does not fit, as the marker files say; only where it is trained."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = torch.nn.Linear(4, 1)
+        self.layer: torch.nn.Module = torch.nn.Linear(4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if ORDERS in os.environ and torch.is_grad_enabled():
             _obey(Path(os.environ[ORDERS]))
         return self.layer(x)
+
+
+class Wide(Obedient):
+    """Too large for Ray to put it, or a sum of it, into a message: they lie in the object store of one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(4, 200), torch.nn.Linear(200, 200), torch.nn.Linear(200, 1))
 
 
 def _obey(orders: Path) -> None:

@@ -53,6 +53,8 @@ class RaySession:
     tracker: Any = None
     _temp_dir: str | None = None
     _owns_ray: bool = False
+    #: index → the pool, or last the tracker, that has answered before: it has a place
+    _answered: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> RaySession:
         if not ray.is_initialized():
@@ -128,11 +130,21 @@ class RaySession:
             ray.kill(actor)
 
     def revive(self) -> None:
-        """Replaces pools and tracker that died since the run before; those that wait for a place go on waiting."""
+        """Replaces pools and tracker that died, or hang, since the run before.
+
+        Those that have never answered wait for a place, and go on waiting.
+        """
         everyone = [*self.pools, self.tracker]
         asked = [actor.__ray_ready__.remote() for actor in everyone]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_READY_S)
-        dead = [reference in ready and not _is_alive(reference) for reference in asked]
+        dead = []
+        for index, (actor, reference) in enumerate(zip(everyone, asked, strict=True)):
+            is_alive = reference in ready and _is_alive(reference)
+            dead.append(not is_alive and (reference in ready or actor is self._answered.get(index)))
+            if is_alive:
+                self._answered[index] = actor
+            elif dead[-1]:
+                self.end(actor)
         for index in range(len(self.pools)):
             if dead[index]:
                 self.pools[index] = self.new_pool()
