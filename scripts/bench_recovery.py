@@ -157,6 +157,8 @@ def resident(driver: int) -> dict[str, int]:
                 fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             except OSError:
                 continue
+            if "RssAnon" not in fields:
+                continue  # it has just ended
             own = sum(int(fields[key].split()[0]) for key in ("RssAnon", "RssFile")) * 1024
             found[f"{name} {index}" if len(pids) > 1 else name] = own
     return found

@@ -17,8 +17,9 @@ from atoll.tracking import MlflowTracker, Row, RunInfo
 __all__ = ["TIMELINE_FILE", "TimelineParquet", "TrackerPublisher"]
 
 TIMELINE_FILE = "timeline.parquet"
-#: rows of a row group: the file's index stays small however long the run is
-_GROUP_ROWS = 2**16
+#: rows of a row group: the file's index stays small however long the run is; the first group is small, so that what
+#: writing takes of memory is taken at the start
+_GROUP_ROWS, _FIRST_ROWS = 2**14, 2**10
 
 
 class TimelineParquet:
@@ -39,7 +40,7 @@ class TimelineParquet:
     def keep(self, rows: npt.NDArray[np.void]) -> None:
         """See runtime.TimelineFile."""
         self._waiting.append(rows)
-        if sum(map(len, self._waiting)) >= _GROUP_ROWS:
+        if sum(map(len, self._waiting)) >= (_FIRST_ROWS if self._writer is None else _GROUP_ROWS):
             self._write()
 
     def close(self) -> None:
@@ -58,8 +59,16 @@ class TimelineParquet:
             return
         rows = np.concatenate(self._waiting)
         self._waiting = []
-        columns: dict[str, Any] = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
-        table = pa.table(columns)
+        # From buffers: from arrays, pyarrow would load pandas, 40 MiB of this process for nothing.
+        columns = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+        table = pa.table(
+            {
+                name: pa.Array.from_buffers(
+                    pa.from_numpy_dtype(column.dtype), len(column), [None, pa.py_buffer(column)]
+                )
+                for name, column in columns.items()
+            }
+        )
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._beside, table.schema, compression="zstd")
         self._writer.write_table(table)
