@@ -5,7 +5,7 @@ cost     wall seconds in snapshots and commits over the wall seconds of the run,
          with snapshots at the default cadence and without any, in pairs one after the other;
 resume   a run's driver is killed with SIGKILL in the middle; seconds from the start of `atoll resume` to the first
          step committed beyond what was there;
-memory   resident memory of driver, coordinator, aggregator, tracker and pools at step 200 and at the end of 2,000.
+memory   resident memory of driver, coordinator, aggregator, tracker and pools over a run of 2,000 steps.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 ARM = [str(ROOT / "configs" / "fedbuff_flights.yaml")]
+#: server steps at which memory is looked at
+MARKS = (200, 400, 800, 1200, 1600, 1950)
 console = Console(highlight=False)
 
 
@@ -130,20 +132,21 @@ def resume(folder: Path, passes: int) -> dict[str, object]:
 def memory(folder: Path) -> dict[str, object]:
     driver = start(folder, "long", "stop.server_steps=2000")
     journal = folder / "runs" / "long" / "journal.db"
-    at: dict[str, dict[str, int]] = {"200": {}, "end": {}}
+    at: dict[int, dict[str, int]] = {}
     while driver.poll() is None:
         step = progress(journal)[0] + 1
-        if step >= 200:
-            sizes = resident(driver.pid)
-            at["200"] = at["200"] or sizes
-            at["end"] = sizes if len(sizes) >= len(at["200"]) else at["end"]
-        time.sleep(0.2)
+        sizes = resident(driver.pid)
+        for mark in MARKS:
+            if step >= mark and mark not in at:
+                at[mark] = sizes
+        time.sleep(0.1)
     assert driver.returncode == 0, f"see {folder / 'long.log'}"  # noqa: S101
+    first, last = at[MARKS[0]], at[MARKS[-1]]
     return {
-        name: f"{at['200'][name] / 2**20:.0f} MiB at step 200, {at['end'][name] / 2**20:.0f} MiB at the end: "
-        f"{100 * (at['end'][name] / at['200'][name] - 1):+.1f} %"
-        for name in at["200"]
-        if name in at["end"]
+        name: ", ".join(f"{at[mark].get(name, 0) / 2**20:.0f}" for mark in MARKS)
+        + f" MiB at steps {MARKS[0]} … {MARKS[-1]}: {100 * (last[name] / first[name] - 1):+.1f} %"
+        for name in first
+        if name in last
     }
 
 
