@@ -56,7 +56,9 @@ def run_on_ray(parts: Parts, session: RaySession, *, on_progress: Progress | Non
 
     with StopSignal() as stop:
         while True:
-            session.revive()
+            if not session.is_new:
+                session.revive()
+            session.is_new = False
             coordinator = session.new_coordinator(parts)
             try:
                 result = _follow(coordinator, parts.durability.hang_s or _SILENT_S, stop, note)

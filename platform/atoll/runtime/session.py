@@ -53,6 +53,8 @@ class RaySession:
     tracker: Any = None
     _temp_dir: str | None = None
     _owns_ray: bool = False
+    #: nothing ran on it yet: its processes start while the first coordinator does, and nobody waits for them
+    is_new: bool = False
     #: index → the pool, or last the tracker, that has answered before: it has a place
     _answered: dict[int, Any] = field(default_factory=dict)
 
@@ -62,6 +64,7 @@ class RaySession:
             self._check_gpus()
         self.pools = [self.new_pool() for _ in range(self.num_workers)]
         self.tracker = self.new_tracker()
+        self.is_new = True
         return self
 
     def _start_ray(self) -> None:
