@@ -327,7 +327,8 @@ def test_files_do_not_pile_up() -> None:
 def test_work_that_kills_every_worker_ends_the_run() -> None:
     toy = toy_run(AsyncSchedule(4, 2))
     coordinator = Coordinator(toy.parts.make_planner(), toy.parts.settings, [0])
-    coordinator.start()
+    (evaluation,) = (call for call in coordinator.start() if isinstance(call, Evaluate))
+    coordinator.handle(Evaluated(evaluation.call, 0, {"eval/loss": 1.0}))
 
     def lose_it_again_and_again() -> None:
         for _ in range(12):
@@ -336,6 +337,16 @@ def test_work_that_kills_every_worker_ends_the_run() -> None:
 
     with pytest.raises(InfrastructureError, match=r"died 8 times while it held this block alone.*runtime.lanes="):
         lose_it_again_and_again()
+
+
+def test_an_evaluation_that_never_fits_ends_the_run() -> None:
+    toy = toy_run(AsyncSchedule(4, 2))
+    coordinator = Coordinator(toy.parts.make_planner(), toy.parts.settings, [0])
+    calls = [call for call in coordinator.start() if isinstance(call, Evaluate)]
+    for _ in range(7):
+        calls = [call for call in coordinator.handle(OutOfMemory(calls[0].call)) if isinstance(call, Evaluate)]
+    with pytest.raises(InfrastructureError, match="the evaluation of version 0: its worker was lost 8 times"):
+        coordinator.handle(OutOfMemory(calls[0].call))
 
 
 def test_out_of_memory_means_fewer_blocks_at_once_and_the_same_bits() -> None:

@@ -34,13 +34,15 @@ class TimelineParquet:
         self._folder, self._beside = folder, folder / f"timeline-{epoch}.parquet.tmp"
         self._writer: Any = None
         self._waiting: list[npt.NDArray[np.void]] = []
+        self._num_waiting = 0
         for old in folder.glob("timeline-*.parquet.tmp"):
             old.unlink(missing_ok=True)
 
     def keep(self, rows: npt.NDArray[np.void]) -> None:
         """See runtime.TimelineFile."""
         self._waiting.append(rows)
-        if sum(map(len, self._waiting)) >= (_FIRST_ROWS if self._writer is None else _GROUP_ROWS):
+        self._num_waiting += len(rows)
+        if self._num_waiting >= (_FIRST_ROWS if self._writer is None else _GROUP_ROWS):
             self._write()
 
     def close(self) -> None:
@@ -58,7 +60,7 @@ class TimelineParquet:
         if not self._waiting:
             return
         rows = np.concatenate(self._waiting)
-        self._waiting = []
+        self._waiting, self._num_waiting = [], 0
         # From buffers: from arrays, pyarrow would load pandas, 40 MiB of this process for nothing.
         columns = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
         table = pa.table(

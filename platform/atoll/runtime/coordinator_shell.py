@@ -73,6 +73,7 @@ class CoordinatorShell:
         #: newest version known; pools lost and not recorded yet
         self._version, self._lost_pools = -1, 0
         self._pool_patience = Patience("a client pool", _MOST_LOST_POOLS)
+        self._deadlines = Deadlines(parts.durability.hang_s)
         self._aggregator: Any = None
         self._is_stopped = False
         self._progress: dict[str, float] = {}
@@ -110,7 +111,7 @@ class CoordinatorShell:
         self._life = [0] * len(self._pools)
         #: reference → what to do when it is ready
         self._pending: dict[Any, Callable[[Any], list[Event]]] = {}
-        self._deadlines = Deadlines(self._parts.durability.hang_s)
+        self._deadlines.forget_all()
         self._end: Finish | None = None
         for pool in range(len(self._pools)):
             self._open_pool(pool)
@@ -171,8 +172,8 @@ class CoordinatorShell:
                         self._perform(self._coordinator.handle(event))
 
     def _replace_the_overdue(self) -> None:
-        for owner in self._deadlines.overdue(time.monotonic()):
-            text = f"no answer for more than {self._deadlines.allowed_s:.0f} s"
+        for owner, allowed_s in self._deadlines.overdue(time.monotonic()).items():
+            text = f"no answer for more than {allowed_s:.0f} s (runtime.hang_s)"
             if owner == _AGGREGATOR:
                 raise RollBack(f"the aggregator process gave {text}")
             if owner == _TRACKER:
@@ -227,8 +228,11 @@ class CoordinatorShell:
             self._is_open[pool] = True
             return [PoolReady(pool)]
 
-        # No deadline: on a cluster a new pool may wait for a place, and others do its work meanwhile.
-        self._pending[opened] = done
+        if pool in self._places:
+            self._ask(pool, opened, done)
+        else:
+            # No deadline: on a cluster a new pool may wait for a place, and others do its work meanwhile.
+            self._pending[opened] = done
 
     def _wait_for_pools(self) -> None:
         """Workers import torch and open the data first, so that wall time measures the run; one is enough."""
@@ -239,6 +243,9 @@ class CoordinatorShell:
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_S)
             for reference in ready:
                 self._pending.pop(reference)(reference)
+            for owner, allowed_s in self._deadlines.overdue(time.monotonic()).items():
+                if isinstance(owner, int):
+                    self._replace(owner, InfrastructureError(f"client pool {owner}: no answer for {allowed_s:.0f} s"))
             if self._is_stopped:
                 return
 
@@ -381,8 +388,6 @@ class CoordinatorShell:
                 if isinstance(error.cause, OBJECT_LOST) and blocks:
                     return [SumsLost(blocks)]
                 raise told(error, "the aggregator process") from error
-            except OBJECT_LOST:
-                return [SumsLost(blocks)] if blocks else []
             except RayError as error:
                 raise told(error, "the aggregator process") from error
             self._bundles.update({step.model.version: bundle_ref for step in steps})

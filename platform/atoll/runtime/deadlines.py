@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["Deadlines"]
 
-_LEAST_S, _TIMES_LONGEST = 60.0, 20.0
+_LEAST_S, _TIMES_LONGEST, _AFTER_ALARM = 60.0, 20.0, 2.0
 
 
 @dataclass(slots=True)
@@ -22,18 +22,19 @@ class Deadlines:
     """Owners answer one call after another; who works on one for too long is overdue.
 
     Args:
-        hang_s: seconds that one call may take; None: twenty times the longest call so far, and a minute at least.
+        hang_s: seconds that one call may take; None: twenty times the longest call so far, and a minute at least,
+            which doubles with every alarm, since work may honestly take longer than anything before it.
     """
 
     def __init__(self, hang_s: float | None) -> None:
         self._hang_s = hang_s
         self._debts: dict[Hashable, _Debt] = {}
-        self._longest_s = 0.0
+        self._longest_s, self._least_s = 0.0, _LEAST_S
 
     @property
     def allowed_s(self) -> float:
         """Seconds that one call may take now."""
-        return self._hang_s if self._hang_s is not None else max(_LEAST_S, _TIMES_LONGEST * self._longest_s)
+        return self._hang_s if self._hang_s is not None else max(self._least_s, _TIMES_LONGEST * self._longest_s)
 
     def sent(self, owner: Hashable, now: float) -> None:
         """`owner` owes one more answer."""
@@ -54,7 +55,14 @@ class Deadlines:
         """`owner` is gone and owes nothing."""
         self._debts.pop(owner, None)
 
-    def overdue(self, now: float) -> list[Hashable]:
-        """Owners that have worked on one call for longer than is allowed."""
+    def forget_all(self) -> None:
+        """Nobody owes anything; what was learned about how long calls take stays."""
+        self._debts = {}
+
+    def overdue(self, now: float) -> dict[Hashable, float]:
+        """Owners that have worked on one call for longer than is allowed → seconds that they had; an alarm each."""
         allowed = self.allowed_s
-        return [owner for owner, debt in self._debts.items() if now - debt.since > allowed]
+        late = {owner: allowed for owner, debt in self._debts.items() if now - debt.since > allowed}
+        if late:
+            self._least_s = max(self._least_s, allowed) * _AFTER_ALARM
+        return late

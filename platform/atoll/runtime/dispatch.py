@@ -23,6 +23,9 @@ _CALL_TARGET_S = 0.3
 _EVALUATION_COST = 2000.0
 #: A block that loses its pool this often while it travels alone ends the run: the work itself kills workers.
 _MAX_LOSSES_ALONE = 8
+_LIKELY = (
+    "The work itself ends the process, most likely for lack of memory; or it takes longer than runtime.hang_s allows."
+)
 #: Blocks that must come back in a row before one more may be resident again after memory ran out.
 _CALM_BLOCKS = 50
 
@@ -57,6 +60,8 @@ class Dispatcher:
         self._ready: list[tuple[int, int, Block]] = []
         #: blocks that lost a pool or failed → how often they did so alone
         self._alone: dict[int, int] = {}
+        #: evaluated version → how often its evaluation lost a pool
+        self._lost_evaluations: dict[int, int] = {}
         #: blocks that may be resident at once; None: as many as the pools take
         self._most_resident: int | None = None
         self._calm = 0
@@ -90,20 +95,24 @@ class Dispatcher:
 
     def evaluated(self, call_id: int) -> bool:
         """An evaluation came back; False where it was given up already."""
-        return self._calls.pop(call_id, None) is not None
+        call = self._calls.pop(call_id, None)
+        if call is None or call.version is None:
+            return False
+        self._lost_evaluations.pop(call.version, None)
+        return True
 
     def pool_lost(self, pool: int, *, is_out_of_memory: bool) -> list[int]:
         """`pool` is gone; its blocks are ready again. Returns the versions whose evaluation is to be asked for again.
 
         Raises:
-            InfrastructureError: a block has lost too many pools while it was alone.
+            InfrastructureError: a block, or an evaluation, has lost too many pools while it was alone.
         """
         self._pools.discard(pool)
         if is_out_of_memory:
             self._fewer_resident()
         lost = [call_id for call_id, call in self._calls.items() if call.pool == pool]
         # Only what ran can be to blame: calls run in the order in which they were sent.
-        running = min((call_id for call_id in lost if self._calls[call_id].blocks), default=None)
+        running = min(lost, default=None)
         return [v for call_id in lost for v in self._give_up(call_id, is_to_blame=call_id == running)]
 
     def out_of_memory(self, call_id: int) -> list[int]:
@@ -128,6 +137,13 @@ class Dispatcher:
 
     def _give_up(self, call_id: int, *, is_to_blame: bool) -> list[int]:
         call = self._calls.pop(call_id)
+        if call.version is not None:
+            times = self._lost_evaluations.get(call.version, 0) + is_to_blame
+            self._lost_evaluations[call.version] = times
+            if times >= _MAX_LOSSES_ALONE:
+                what = f"the evaluation of version {call.version}: its worker was lost {times} times while it did this"
+                raise InfrastructureError(f"{what}. {_LIKELY} Fewer workers per machine leave more memory to each.")
+            return [call.version]
         for block in call.blocks:
             times = self._alone.get(block.block_id, 0) + (is_to_blame and len(call.blocks) == 1)
             self._alone[block.block_id] = times
@@ -135,11 +151,11 @@ class Dispatcher:
                 raise InfrastructureError(
                     f"block {block.block_id} ({block.num_lanes} lanes, server step {int(block.step.min())}, clients "
                     f"{block.client_id[:4].tolist()}…): its worker died {times} times while it held this block alone. "
-                    "The work itself ends the process, most likely for lack of memory. W is part of the plan, so a "
-                    f"smaller one is another run: runtime.lanes={max(1, block.num_lanes // 2)}"
+                    f"{_LIKELY} W is part of the plan, so a smaller one is another run: "
+                    f"runtime.lanes={max(1, block.num_lanes // 2)}"
                 )
             self.add(block)
-        return [] if call.version is None else [call.version]
+        return []
 
     def _fewer_resident(self) -> None:
         self._most_resident, self._calm = max(1, self._num_resident() // 2), 0
@@ -177,9 +193,8 @@ class Dispatcher:
         """
         window = self._ready[0][0]
         ready = sum(_cost(entry[2]) for entry in self._ready if entry[0] == window)
-        limit = ready / (_CALLS_PER_POOL * len(self._pools))
-        if self._cost_s:
-            limit = min(limit, _CALL_TARGET_S / self._cost_s)
+        # Until it is known what work costs, one block at a time: a long call would look like one that hangs.
+        limit = min(ready / (_CALLS_PER_POOL * len(self._pools)), _CALL_TARGET_S / self._cost_s if self._cost_s else 0)
         room = self._room()
         blocks = [heapq.heappop(self._ready)[2]]
         taken = _cost(blocks[0])

@@ -26,6 +26,16 @@ def dispatcher(pools, blocks, *, max_failures: int = 3) -> Dispatcher:
     return made
 
 
+def experienced(pools, blocks) -> Dispatcher:
+    """Knows what a block costs: until then calls hold one block each."""
+    made = dispatcher(pools, [block(99)])
+    (call,) = made.train()
+    made.returned(call.call, 1e-6)
+    for found in blocks:
+        made.add(found)
+    return made
+
+
 def ids(call: Train) -> list[int]:
     return [found.block_id for found in call.blocks]
 
@@ -76,6 +86,11 @@ def test_a_call_names_the_versions_that_its_blocks_start_from() -> None:
     calls = list(made.train())
     for call in calls:
         assert call.versions == tuple(sorted({int(found.start_version[0]) for found in call.blocks}))
+
+
+def test_before_it_is_known_what_work_costs_a_call_holds_one_block() -> None:
+    made = dispatcher([0, 1], map(block, range(40)))
+    assert [len(call.blocks) for call in made.train()] == [1, 1, 1, 1]
 
 
 def test_what_is_due_first_goes_first_and_windows_do_not_mix() -> None:
@@ -130,7 +145,7 @@ def test_a_lost_pool_gives_its_blocks_back_and_gets_none_before_it_is_ready() ->
 
 
 def test_blocks_that_lost_a_pool_travel_alone_until_they_came_back() -> None:
-    made = dispatcher([0], map(block, range(8)))
+    made = experienced([0], map(block, range(8)))
     first, second = made.train()
     assert len(first.blocks) > 1
     assert len(second.blocks) > 1
@@ -341,7 +356,7 @@ def test_memory_that_runs_out_again_halves_again_and_calm_begins_anew() -> None:
 
 
 def test_a_call_that_raised_is_tried_again_block_by_block() -> None:
-    made = dispatcher([0], map(block, range(8)))
+    made = experienced([0], map(block, range(8)))
     first, second = made.train()
     assert len(first.blocks) > 1
     made.failed(first.call, ClientWorkError("odd"))
