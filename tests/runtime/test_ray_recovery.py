@@ -143,10 +143,10 @@ def test_a_coordinator_that_hangs_comes_back_and_is_fenced(
         return made[-1]
 
     def spare_the_first(self, actor) -> None:
-        if actor is not made[0]:
-            end(self, actor)
-        else:
+        if made and actor is made[0]:
             ended.append(actor)
+        else:
+            end(self, actor)
 
     monkeypatch.setattr(RaySession, "new_coordinator", new_coordinator)
     monkeypatch.setattr(RaySession, "end", spare_the_first)

@@ -152,7 +152,8 @@ def test_answers_that_are_lost_on_the_way(machine: Machine, uri: str, orders: Or
     """Ray's own fault injection: calls that ran, and whose callers are told that nobody knows (design: idempotency)."""
     orders.give("slow", "0.01")
     (machine.folder / "spec.yaml").write_text(json.dumps(spec_of(uri, runtime=on_ray(2, hang_s=30))))
-    loss = {"num_failures": 8, "req_failure_prob": 0, "resp_failure_prob": 30, "in_flight_failure_prob": 0}
+    # In every process so many: fewer than the losses after which work is held to be at fault.
+    loss = {"num_failures": 3, "req_failure_prob": 0, "resp_failure_prob": 30, "in_flight_failure_prob": 0}
     faults = json.dumps({"CoreWorkerService.grpc_client.PushTask": loss})
     driver = machine.atoll("run", "spec.yaml", "--key", "lossy", RAY_testing_rpc_failure=faults)
     _, told = driver.communicate(timeout=180)
