@@ -138,7 +138,9 @@ def run(finished: Run) -> None:
     if not finished.is_comparable:
         rows.append(("comparable", "no: resumed by force, on other software or with other settings"))
     if finished.unpublished_rows:
-        again = f"atoll resume {Path(finished.folder).name}"
+        from atoll.experiment.records import short
+
+        again = f"atoll resume {short(Path(finished.folder))}"
         rows.append(("rows MLflow has not taken", f"{finished.unpublished_rows:,}, kept; they are sent by {again}"))
     for row in rows:
         table.add_row(*row)

@@ -17,7 +17,7 @@ import numpy as np
 import atoll
 from atoll import spec as sp
 from atoll.data import ClientData
-from atoll.errors import Problem
+from atoll.errors import Problem, SpecError
 from atoll.plan import profile_digest
 
 __all__ = ["Birth", "born", "differences"]
@@ -63,6 +63,8 @@ class Birth:
 def born(spec: sp.Spec, data: ClientData, run_key: str, arm: str, parent_run_id: str | None) -> Birth:
     """The facts of a run that begins now, here."""
     init = spec.model.init_from
+    if init is not None and not Path(init).is_file():
+        raise SpecError([Problem("model.init_from", repr(init), "a file that exists", hint="bring it back")])
     inputs = {
         "data": data.identity,
         "profile table": profile_digest(),
@@ -110,7 +112,9 @@ def differences(old: Birth, new: Birth, old_spec: sp.Spec, new_spec: sp.Spec) ->
         hint = "begin a new run"
         if may_force:
             hint += ", or --force goes on and marks the result as not comparable"
-        problem = Problem(key, now, f"{was}, as the run was begun", "only stop and tracking may change", hint)
+        problem = Problem(
+            key, now, f"{was}, as the run was begun", "only stop, tracking and the rest of runtime may change", hint
+        )
         (forceable if may_force else fatal).append(problem)
     # Where the spec itself asks for other data, their content needs no second problem.
     for name in () if fatal else sorted(old.inputs.keys() | new.inputs.keys()):

@@ -1,26 +1,33 @@
-"""What each process builds for itself from the spec; module-level functions, so that they pickle."""
+"""What each process builds for itself from the spec; module-level functions, so that they pickle.
+
+Coordinator and aggregator load this without torch: a run that is resumed works the sooner.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from atoll import spec as sp
 from atoll.aggregation import Aggregator, AggregatorState
 from atoll.data import ClientData, open_data
 from atoll.errors import InfrastructureError
-from atoll.evaluation import Evaluator
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
 from atoll.experiment.planning import make_planner
 from atoll.experiment.storing import RunStore
 from atoll.experiment.wiring import grid_of, rule_of, source_of
-from atoll.learner import METRICS, Learner
+from atoll.learner import METRICS
 from atoll.messages import ModelVersion
 from atoll.models import ModelShape, encode_version
 from atoll.plan import Planner
 from atoll.runtime import CoordinatorSettings, Parts, Target
 from atoll.runtime.parts import Durability
 from atoll.tracking import RunInfo, lower_is_better
+
+if TYPE_CHECKING:
+    from atoll.evaluation import Evaluator
+    from atoll.learner import Learner
 
 __all__ = ["parts_of"]
 
@@ -59,6 +66,8 @@ def build_planner(spec: sp.Spec, identity: str) -> Planner:
 
 def build_learner(spec: sp.Spec, identity: str) -> Learner:
     """For a client pool."""
+    from atoll.learner import Learner
+
     data = _data_of(spec, identity)
     return Learner(
         model=lane_model_of(spec, data.shape),
@@ -72,6 +81,8 @@ def build_learner(spec: sp.Spec, identity: str) -> Learner:
 
 def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
     """For a client pool."""
+    from atoll.evaluation import Evaluator
+
     data = _data_of(spec, identity)
     held_out = data.held_out()[spec.evaluation.split]
     return Evaluator(

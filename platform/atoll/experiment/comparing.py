@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atoll import spec as sp
-from atoll.errors import Interrupted, Problem, SpecError
+from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.experiment.finishing import observing
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
-from atoll.experiment.running import Progress, keyed_folder, new_folder, run_in, session_for, short
+from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RUNS_FOLDER, STORE_FILE, Run, load
+from atoll.experiment.running import Progress, keyed_folder, new_folder, pinned, run_in, session_for, store_bytes_of
 from atoll.experiment.storing import check_store
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
@@ -83,21 +84,37 @@ def run_comparison(
     Raises:
         SpecError, PlanError: any of the runs is refused; nothing has started then.
     """
-    resolved = as_spec(spec, overrides)
+    resolved = pinned(as_spec(spec, overrides))
     check_places(resolved, runs_folder)
+    folder = None if key is None else keyed_folder(key, Path(runs_folder))
+    if folder is not None and (folder / COMPARISON_FILE).is_file():
+        _check_same(folder, resolved)
+        return resume_comparison(folder, on_run=on_run)
+    if folder is not None and any((folder / name).is_file() for name in (JOURNAL_FILE, STORE_FILE)):
+        raise SpecError([Problem("key", repr(key), "a key that is free", "a run has it")])
     reports = _checked(resolved)
     check_store(resolved)
-    preflight(absolute_uri(resolved.tracking.uri))
-    folder = new_folder(resolved, Path(runs_folder)) if key is None else keyed_folder(key, Path(runs_folder))
+    preflight(resolved.tracking.uri)
+    folder = new_folder(resolved, Path(runs_folder)) if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.yaml").write_text(sp.dump(resolved))
-    return _compare(folder, resolved, reports, on_run)
+    with only_one(folder):
+        LocalFiles(folder).write("spec.yaml", sp.dump(resolved).encode())
+        return _compare(folder, resolved, reports, on_run)
 
 
 def resume_comparison(folder: Path, *, on_run: OnRun | None = None) -> ComparisonRun:
     """Goes on with a comparison: runs that are finished stay, the one that was stopped goes on, the others begin."""
     resolved = sp.load(folder / "spec.yaml")
-    return _compare(folder, resolved, _checked(resolved), on_run)
+    with only_one(folder):
+        return _compare(folder, resolved, _checked(resolved), on_run)
+
+
+def _check_same(folder: Path, spec: sp.Spec) -> None:
+    before, now = sp.to_dict(sp.load(folder / "spec.yaml")), sp.to_dict(spec)
+    other = [name for name in now if name != "tracking" and now[name] != before[name]]
+    if other:
+        rule, why = f"the {', '.join(other)} that it was begun with", "a comparison is of one file"
+        raise SpecError([Problem("key", repr(folder.name), rule, why, "take another key")])
 
 
 def _checked(spec: sp.Spec) -> list[PlanReport]:
@@ -107,45 +124,63 @@ def _checked(spec: sp.Spec) -> list[PlanReport]:
     return [plan(one) for _, _, one in arms]
 
 
+def _begin(folder: Path, spec: sp.Spec, tracker: MlflowTracker) -> str:
+    """Finds or makes the MLflow run of the comparison; returns its id."""
+    path, known = folder / COMPARISON_FILE, {}
+    if path.is_file():
+        known = json.loads(path.read_text())
+    facts = {"name": spec.name, "run_key": f"{folder.name}-{secrets.token_hex(4)}", "parent_run_id": "", **known}
+    LocalFiles(folder).write(COMPARISON_FILE, json.dumps(facts).encode())
+    try:
+        parent_id = tracker.start(RunInfo(spec.tracking.experiment or spec.name, spec.name, facts["run_key"]))
+    except InfrastructureError:
+        if not facts["parent_run_id"]:
+            raise
+        return str(facts["parent_run_id"])  # the service is away: the runs' rows wait in their journals
+    LocalFiles(folder).write(COMPARISON_FILE, json.dumps({**facts, "parent_run_id": parent_id}).encode())
+    return parent_id
+
+
 def _compare(folder: Path, spec: sp.Spec, reports: Sequence[PlanReport], on_run: OnRun | None) -> ComparisonRun:
     """Every run in a folder of its own below the comparison's, by arm and seed: what is there already is found."""
     arms = sp.arms(spec)
-    tracker = MlflowTracker(absolute_uri(spec.tracking.uri), spec.tracking.artifacts)
-    experiment = spec.tracking.experiment or spec.name
-    with only_one(folder):
-        parent_id = tracker.start(RunInfo(experiment, spec.name, folder.name))
-        LocalFiles(folder).write(COMPARISON_FILE, json.dumps({"name": spec.name, "parent_run_id": parent_id}).encode())
-        largest = max(reports, key=lambda report: report.summary.peak_live_versions * report.model_bytes)
-        runs: list[Run] = []
-        try:
-            with session_for(spec, largest) as session:
-                for number, (arm, seed, one) in enumerate(arms, 1):
-                    on_progress = None if on_run is None else on_run(arm, number, len(arms), one)
-                    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{arm}-s{seed}")
-                    runs.append(
-                        run_in(folder / slug, one, run_key=f"{folder.name}.{slug}", arm=arm, parent_run_id=parent_id,
-                               on_progress=on_progress, session=session, runs_folder=folder)
-                    )  # fmt: skip
-        except BaseException as error:
-            with observing():
-                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise _with_advice(error, folder) from error.__cause__
+    tracker = MlflowTracker(spec.tracking.uri, spec.tracking.artifacts)
+    parent_id = _begin(folder, spec, tracker)
+    runs: list[Run] = []
+    try:
+        with session_for(spec, max(map(store_bytes_of, reports))) as session:
+            for number, (arm, seed, one) in enumerate(arms, 1):
+                on_progress = None if on_run is None else on_run(arm, number, len(arms), one)
+                slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{arm}-s{seed}")
+                runs.append(
+                    run_in(folder / slug, one, store_key=f"{folder.name}.{slug}", arm=arm, parent_run_id=parent_id,
+                           again=folder, on_progress=on_progress, session=session, runs_folder=folder)
+                )  # fmt: skip
+        for found in runs:
+            check_comparable(found)
         baseline = None if spec.comparison is None else spec.comparison.baseline
         comparison = compare([one.summary() for one in runs], baseline)
         html, csv = write_comparison(comparison, folder / "comparison", spec.name)
+    except BaseException as error:
         with observing():
-            tracker.artifact(folder / "comparison")
-            tracker.artifact(folder / "spec.yaml")
-            tracker.finish("FINISHED")
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    with observing():
+        tracker.artifact(folder / "comparison")
+        tracker.artifact(folder / "spec.yaml")
+        tracker.finish("FINISHED")
     return ComparisonRun(comparison, tuple(runs), html, csv, parent_id)
 
 
-def _with_advice(error: BaseException, folder: Path) -> BaseException:
-    """The error of one run; what goes on is the comparison."""
-    if isinstance(error, Interrupted):
-        where = error.message.partition("; everything")[0]
-        return Interrupted(f"{where}; everything up to there is kept. Go on with: atoll resume {short(folder)}")
-    return error
+def check_comparable(found: Run) -> None:
+    """Refuses a run that was resumed by force.
+
+    Raises:
+        SpecError: its bits are not its plan's.
+    """
+    if not found.is_comparable:
+        why = "it was resumed by force, on another software or with other settings"
+        raise SpecError([Problem("compare", found.folder, "a run whose bits are its plan's", why, "run it anew")])
 
 
 def _check_target(arms: Sequence[tuple[str, int, sp.Spec]]) -> None:
@@ -194,9 +229,7 @@ def _summary(name: str, store: str | None, runs_folder: str | Path) -> RunSummar
     if store is not None:
         return load_run(store, name)
     found = load(name, runs_folder)
-    if not found.is_comparable:
-        why = "it was resumed by force, on another software or with other settings"
-        raise SpecError([Problem("compare", found.folder, "a run whose bits are its plan's", why, "run it anew")])
+    check_comparable(found)
     return found.summary()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from atoll.errors import InfrastructureError
 from atoll.runtime import MetricRow
 from atoll.runtime.store import Artifact
 from atoll.tracking import MlflowTracker, Row, RunInfo
@@ -38,6 +40,13 @@ class TimelineParquet:
         for old in folder.glob("timeline-*.parquet.tmp"):
             old.unlink(missing_ok=True)
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # pyarrow's own are of this kind too
+            raise InfrastructureError(f"{self._beside}: writing failed: {error}. Make room.") from error
+
     def keep(self, rows: npt.NDArray[np.void]) -> None:
         """See runtime.TimelineFile."""
         self._waiting.append(rows)
@@ -49,9 +58,10 @@ class TimelineParquet:
         """See runtime.TimelineFile."""
         self._write()
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self._beside.replace(self._folder / TIMELINE_FILE)
+            with self._errors():
+                self._writer.close()
+                self._writer = None
+                self._beside.replace(self._folder / TIMELINE_FILE)
 
     def _write(self) -> None:
         import pyarrow as pa
@@ -71,9 +81,10 @@ class TimelineParquet:
                 for name, column in columns.items()
             }
         )
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._beside, table.schema, compression="zstd")
-        self._writer.write_table(table)
+        with self._errors():
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._beside, table.schema, compression="zstd")
+            self._writer.write_table(table)
 
 
 class TrackerPublisher:

@@ -36,22 +36,34 @@ def observing() -> Iterator[None]:
         _log.warning("tracking: %s; the run's own folder holds everything", error)
 
 
-def finish(finished: Run, spec: sp.Spec, model: ModelVersion, tracker: MlflowTracker) -> None:
+def finish(finished: Run, spec: sp.Spec, model: ModelVersion, tracker: MlflowTracker) -> bool:
     """Writes weights, pictures and result, then hands them to the tracking store. May be done again.
 
     The result comes last in the folder: a run without it is not finished, and resuming it ends here again.
+
+    Returns:
+        Whether the tracking store has everything.
+
+    Raises:
+        InfrastructureError: the folder cannot be written.
     """
-    artifacts = _write_artifacts(spec, finished, model)
-    with observing():
-        for path, place in artifacts:
-            tracker.artifact(path, place)
-        summary = finished.summary()
-        tags = summary_tags(finished.arm, spec.seed, summary.target, summary.digests)
-        if not finished.is_comparable:
-            tags = {**tags, "fl.comparable": "no"}
-        tracker.tags(tags)
-        tracker.finish("FINISHED")
-    write_result(finished)
+    is_told = False
+    try:
+        artifacts = _write_artifacts(spec, finished, model)
+        with observing():
+            for path, place in artifacts:
+                tracker.artifact(path, place)
+            summary = finished.summary()
+            tags = summary_tags(finished.arm, spec.seed, summary.target, summary.digests)
+            if not finished.is_comparable:
+                tags = {**tags, "fl.comparable": "no"}
+            tracker.tags(tags)
+            tracker.finish("FINISHED")
+            is_told = finished.unpublished_rows == 0
+        write_result(finished)
+    except OSError as error:
+        raise InfrastructureError(f"{finished.folder}: writing the result failed: {error}. Make room.") from error
+    return is_told
 
 
 def run_of(

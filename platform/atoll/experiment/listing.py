@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from atoll import spec as sp
 from atoll.experiment.places import is_held
-from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER, STORE_FILE
+from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER, STORE_FILE, TOLD
 from atoll.runtime.store import SqliteJournal
 
 __all__ = ["Entry", "State", "list_runs", "run_entry"]
@@ -40,7 +40,7 @@ class Entry:
         written_s: Unix time of the newest of its files.
         run_id: in MLflow; None before it has one.
         unpublished_rows: metric rows that the tracking service has not taken.
-        unpublished_files: files that it has not taken.
+        unpublished_files: files that it has not taken; the end of a finished run counts as one.
         advice: what one can do; may be empty.
         problem: what is wrong with a damaged one.
         runs: of a comparison.
@@ -153,7 +153,7 @@ def _of_journal(entry: Entry, folder: Path, journal: SqliteJournal) -> Entry:
         snapshot_version=max((record.version for record in journal.snapshots()), default=None),
         run_id=journal.get("run_id"),
         unpublished_rows=journal.num_pending,
-        unpublished_files=len(journal.pending_artifacts()),
+        unpublished_files=len(journal.pending_artifacts()) + (entry.state == "finished" and journal.get(TOLD) == "no"),
     )
 
 

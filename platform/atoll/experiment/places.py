@@ -75,9 +75,13 @@ def only_one(folder: Path) -> Iterator[None]:
     Across machines the journal's epoch decides: whoever comes later fences whoever was there.
 
     Raises:
-        SpecError: another process works on it.
+        SpecError: another process works on it, or the folder cannot be written.
     """
-    with (folder / _LOCK_FILE).open("a") as file:
+    try:
+        file = (folder / _LOCK_FILE).open("a")
+    except OSError as error:
+        raise SpecError([Problem("run", str(folder), "a folder that may be written", str(error))]) from error
+    with file:
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ __all__ = [
     "RESULT_FILE",
     "RUNS_FOLDER",
     "STORE_FILE",
+    "TOLD",
     "Run",
     "find_folder",
     "load",
     "read_result",
     "run_folders",
+    "short",
     "write_result",
 ]
 
@@ -32,6 +35,8 @@ RUNS_FOLDER = "runs"
 JOURNAL_FILE, RESULT_FILE, COMPARISON_FILE = "journal.db", "result.json", "comparison.json"
 #: says where a run keeps itself that keeps itself elsewhere
 STORE_FILE = "store.txt"
+#: meta key of the journal: whether the tracking store has everything that is told at the end
+TOLD = "told"
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,11 @@ class Run:
         return load_version(Path(self.folder) / "model.safetensors", shape_of(spec, open_data(source_of(spec)).shape))
 
 
+def short(folder: Path) -> str:
+    """The folder as one types it."""
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
 def run_folders(root: str | Path = RUNS_FOLDER) -> Iterator[Path]:
     """Folders of all runs under `root`, those of comparisons included, oldest name first."""
     base = Path(root)
@@ -191,14 +201,14 @@ def load(run: str | Path, root: str | Path = RUNS_FOLDER) -> Run:
     """
     folder = find_folder(run, root)
     if not (folder / RESULT_FILE).is_file():
-        hint = f"atoll resume {folder.name} goes on with it"
+        hint = f"atoll resume {short(folder)} goes on with it"
         raise SpecError([Problem("run", repr(str(run)), "a finished run", "this one is not", hint)])
     return read_result(folder)
 
 
 def read_result(folder: Path) -> Run:
     """The finished run in `folder`."""
-    return Run(**json.loads((folder / RESULT_FILE).read_text()))
+    return replace(Run(**json.loads((folder / RESULT_FILE).read_text())), folder=str(folder.absolute()))
 
 
 def write_result(finished: Run) -> None:

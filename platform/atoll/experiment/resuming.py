@@ -15,11 +15,11 @@ from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.experiment.birth import Birth, born, differences
 from atoll.experiment.places import check_device
 from atoll.experiment.planning import PlanReport, plan
-from atoll.experiment.records import JOURNAL_FILE
+from atoll.experiment.records import JOURNAL_FILE, TOLD
 from atoll.experiment.storing import store_in
 from atoll.experiment.wiring import source_of
 from atoll.runtime.store import Journal
-from atoll.tracking import lower_is_better
+from atoll.tracking import absolute_uri, lower_is_better
 
 __all__ = ["Resumption", "check_resumption"]
 
@@ -33,16 +33,20 @@ class Resumption:
         birth: what it was begun with; under force, what it goes on with.
         report: the plan, where the run became longer.
         is_complete: all its steps are done.
-        has_unpublished: rows or files wait for the tracking service.
+        has_untold: the tracking service lacks rows, files, or the end.
+        is_moved: it is to be tracked elsewhere than before.
         is_comparable: nothing that decides bits was forced.
+        store_bytes: object store that the plan needs.
     """
 
     spec: sp.Spec
     birth: Birth
     report: PlanReport | None
     is_complete: bool
-    has_unpublished: bool
+    has_untold: bool
+    is_moved: bool
     is_comparable: bool
+    store_bytes: int
 
 
 def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bool) -> Resumption:
@@ -85,13 +89,17 @@ def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bo
             raise SpecError([*fatal, *([] if force else forceable)])
         ended = json.loads(journal.get("ended") or "null")
         is_complete = ended is not None and _is_enough(ended, spec, begun_with)
-        has_unpublished = bool(journal.num_pending or journal.pending_artifacts())
+        has_untold = bool(journal.num_pending or journal.pending_artifacts()) or journal.get(TOLD) != "yes"
+        experiment = spec.tracking.experiment or spec.name
+        is_moved = journal.get("tracking") not in (None, f"{absolute_uri(spec.tracking.uri)} {experiment}")
+        store_bytes = int(journal.get("store_bytes") or 0)
         was_comparable = journal.get("is_comparable") != "no"
     check_device(spec)
     is_longer = spec.stop != begun_with.stop
     report = plan(spec) if is_longer else None
     birth = new if forceable else old
-    return Resumption(spec, birth, report, is_complete, has_unpublished, was_comparable and not forceable)
+    is_comparable = was_comparable and not forceable
+    return Resumption(spec, birth, report, is_complete, has_untold, is_moved, is_comparable, store_bytes)
 
 
 def _damaged(folder: Path, text: str) -> Problem:
@@ -108,8 +116,13 @@ def _stop_problems(journal: Journal, spec: sp.Spec, before: sp.Spec) -> list[Pro
     target = spec.stop.target
     if target is None or target == before.stop.target:
         return problems
-    name, falls = f"eval/{target.metric}", lower_is_better(target.metric)
-    for version, metrics in journal.evaluations().items():
+    name, falls, known = f"eval/{target.metric}", lower_is_better(target.metric), journal.evaluations()
+    missing = [version for version in range(0, done + 1, spec.evaluation.every_steps) if version not in known]
+    if missing:
+        rule, hint = "the target that the run has", "resume without the change first, then with it"
+        why = f"the evaluation of version {missing[0]} is not known yet, and steps after it are committed"
+        problems.append(Problem("stop.target", f"{target.metric} {target.value:g}", rule, why, hint))
+    for version, metrics in known.items():
         value = metrics.get(name)
         is_due = version % spec.evaluation.every_steps == 0
         if value is not None and is_due and (value <= target.value if falls else value >= target.value):

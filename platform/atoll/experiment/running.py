@@ -18,40 +18,75 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import spec as sp
 from atoll.data import open_data
-from atoll.errors import AtollError, ClientWorkError, InfrastructureError, Interrupted, Problem, SpecError
+from atoll.errors import (
+    AtollError,
+    ClientWorkError,
+    FencedError,
+    InfrastructureError,
+    Interrupted,
+    Problem,
+    SpecError,
+)
 from atoll.experiment.birth import Birth, born
 from atoll.experiment.finishing import finish, observing, run_of
 from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import COMPARISON_FILE, RESULT_FILE, RUNS_FOLDER, Run, find_folder, read_result
+from atoll.experiment.records import (
+    COMPARISON_FILE,
+    JOURNAL_FILE,
+    RESULT_FILE,
+    RUNS_FOLDER,
+    STORE_FILE,
+    TOLD,
+    Run,
+    find_folder,
+    read_result,
+    short,
+)
 from atoll.experiment.resuming import Resumption, check_resumption
-from atoll.experiment.storing import check_store, store_in, store_of
+from atoll.experiment.storing import RunStore, check_store, store_in, store_of
 from atoll.experiment.wiring import source_of
-from atoll.runtime.store import Commit, LocalFiles
+from atoll.runtime.store import Commit, Journal, LocalFiles
 from atoll.tracking import MlflowTracker, RunInfo, absolute_uri, flatten_params, preflight, summary_tags
 
 if TYPE_CHECKING:
     from atoll.runtime import RunResult
 
-__all__ = ["Progress", "keyed_folder", "new_folder", "resume", "run", "run_in", "session_for", "short"]
+__all__ = [
+    "Progress",
+    "keyed_folder",
+    "new_folder",
+    "pinned",
+    "resume",
+    "run",
+    "run_in",
+    "session_for",
+    "store_bytes_of",
+]
 
 Progress = Callable[[dict[str, float]], None]
 
 
-def session_for(spec: sp.Spec, report: PlanReport | None = None) -> AbstractContextManager[Any]:
+def store_bytes_of(report: PlanReport) -> int:
+    """Object store that an embedded Ray needs for this plan's live versions."""
+    return max(512 * 2**20, 3 * report.summary.peak_live_versions * report.model_bytes)
+
+
+def session_for(spec: sp.Spec, store_bytes: int = 0) -> AbstractContextManager[Any]:
     """The Ray session that `spec` asks for, to be entered; a null context for the inline runtime.
 
     Give it to several `run` calls to share workers between them.
+
+    Args:
+        spec: its `runtime`.
+        store_bytes: object store of an embedded Ray, unless the spec names it; 0: a default.
     """
     runtime = spec.runtime
     if not isinstance(runtime, sp.RayRuntime):
         return nullcontext()
     from atoll.runtime.session import RaySession
 
-    store = runtime.object_store_bytes
-    if store is None and report is not None:
-        store = max(512 * 2**20, 3 * report.summary.peak_live_versions * report.model_bytes)
-    return RaySession(runtime.workers, runtime.gpus_per_worker, store)
+    return RaySession(runtime.workers, runtime.gpus_per_worker, runtime.object_store_bytes or store_bytes or None)
 
 
 def run(
@@ -92,28 +127,68 @@ def run_in(
     folder: Path | None,
     spec: sp.Spec,
     *,
-    run_key: str | None = None,
+    store_key: str | None = None,
     arm: str = "",
     parent_run_id: str | None = None,
+    again: Path | None = None,
     on_progress: Progress | None = None,
     session: Any = None,
     runs_folder: str | Path = RUNS_FOLDER,
 ) -> Run:
-    """As `run`, in a given folder (a new one if None): begins there, goes on there, or returns what is finished."""
+    """As `run`, in a given folder (a new one if None): begins there, goes on there, or returns what is finished.
+
+    Args:
+        folder: of the run.
+        spec: without a comparison.
+        store_key: names the run in a shared store; the folder's name if None.
+        arm: its arm in a comparison.
+        parent_run_id: MLflow run of the comparison.
+        again: what a person is to resume after a stop; the run itself if None.
+        on_progress: called with figures for a display.
+        session: an entered session.
+        runs_folder: where a new folder is made.
+    """
+    spec = pinned(spec)
     check_store(spec)
-    if folder is not None and (there := store_of(spec, folder, run_key or folder.name)).is_begun():
-        there.prepare()
-        return _go_on(folder, spec, on_progress=on_progress, session=session)
+    if folder is not None and _there(spec, folder, store_key or folder.name).is_begun():
+        return _go_on(folder, spec, again=again, on_progress=on_progress, session=session)
     report = plan(spec)
-    uri = absolute_uri(spec.tracking.uri)
-    preflight(uri)
+    preflight(spec.tracking.uri)
     check_places(spec, runs_folder)
     check_device(spec)
     folder = new_folder(spec, Path(runs_folder)) if folder is None else folder
-    store_of(spec, folder, run_key or folder.name).prepare()
-    birth = born(spec, open_data(source_of(spec)), run_key or folder.name, arm, parent_run_id)
+    key = store_key or folder.name
+    store = store_of(spec, folder, key)
+    store.prepare()
+    # Not the folder's name: another run may get that later, and must not be taken for this one by the tracking store.
+    birth = born(spec, open_data(source_of(spec)), f"{key}-{secrets.token_hex(4)}", arm, parent_run_id)
     with only_one(folder):
-        return _work(folder, spec, report, birth, on_progress, session)
+        if not store.is_begun():
+            return _work(folder, spec, report, birth, on_progress, session, again=again)
+    # Another process has begun it while this one planned.
+    return _go_on(folder, spec, again=again, on_progress=on_progress, session=session)
+
+
+def _there(spec: sp.Spec, folder: Path, key: str) -> RunStore:
+    """Where the run keeps itself: as its folder says, or as the spec says on a machine that does not know the run."""
+    if (folder / COMPARISON_FILE).is_file():
+        raise SpecError([Problem("key", repr(folder.name), "a key that is free", "a comparison has it")])
+    if (folder / JOURNAL_FILE).is_file() or (folder / STORE_FILE).is_file():
+        return store_in(folder)
+    found = store_of(spec, folder, key)
+    if found.is_begun():
+        found.prepare()
+    return found
+
+
+def pinned(spec: sp.Spec) -> sp.Spec:
+    """Places of the tracking store absolute: resumed from another folder, the run is still tracked where it was."""
+    tracking = spec.tracking
+    artifacts = tracking.artifacts
+    if artifacts is not None and "://" not in artifacts:
+        artifacts = str(Path(artifacts).absolute())
+    changes = {"uri": absolute_uri(tracking.uri), "artifacts": artifacts}
+    return spec.model_copy(update={"tracking": tracking.model_copy(update=changes)})
 
 
 def resume(
@@ -153,14 +228,19 @@ def _go_on(
     change: sp.Spec | Sequence[str],
     *,
     force: bool = False,
+    again: Path | None = None,
     on_progress: Progress | None = None,
     session: Any = None,
 ) -> Run:
     with only_one(folder):
         found = check_resumption(folder, change, force=force)
-        if found.is_complete and (folder / RESULT_FILE).is_file() and not found.has_unpublished:
+        spec = pinned(found.spec)
+        if found.is_moved:
+            preflight(spec.tracking.uri)
+            check_places(spec, folder)
+        if found.is_complete and (folder / RESULT_FILE).is_file() and not (found.has_untold or found.is_moved):
             return read_result(folder)
-        return _work(folder, found.spec, found.report, found.birth, on_progress, session, found)
+        return _work(folder, spec, found.report, found.birth, on_progress, session, found, again=again)
 
 
 @dataclass(frozen=True)
@@ -171,6 +251,12 @@ class _Place:
     uri: str
     info: RunInfo
 
+    def journal(self) -> Journal:
+        """The run's journal, claimed."""
+        journal = store_in(self.folder).journal()
+        journal.claim()
+        return journal
+
 
 def _work(
     folder: Path,
@@ -180,23 +266,31 @@ def _work(
     on_progress: Progress | None,
     session: Any,
     resumed: Resumption | None = None,
+    *,
+    again: Path | None = None,
 ) -> Run:
     """The run from where its journal stands to its end."""
-    uri = absolute_uri(spec.tracking.uri)
     is_comparable = resumed is None or resumed.is_comparable
-    place = _Place(folder, uri, _run_info(spec, birth))
-    tracker = MlflowTracker(uri, spec.tracking.artifacts)
-    run_id = _begin(place, spec, birth, tracker, resumed, is_comparable=is_comparable)
-    LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
+    place = _Place(folder, spec.tracking.uri, _run_info(spec, birth))
+    tracker = MlflowTracker(place.uri, spec.tracking.artifacts)
+    store_bytes = store_bytes_of(report) if report is not None else 0 if resumed is None else resumed.store_bytes
+    run_id = _begin(place, spec, birth, tracker, resumed, store_bytes, is_comparable=is_comparable)
     try:
+        LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
         is_over = resumed is not None and resumed.is_complete
-        result = _execute(spec, report, place, session, on_progress, is_over=is_over)
+        result = _execute(spec, store_bytes, place, session, on_progress, is_over=is_over)
+        with observing():
+            run_id = tracker.start(place.info)  # where the service was away at the start
+        finished = run_of(spec, result, folder, run_id, place.uri, birth.arm, is_comparable=is_comparable)
+        if finish(finished, spec, result.model, tracker):
+            with closing(place.journal()) as journal:
+                journal.commit(Commit(meta={TOLD: "yes"}))
+    except FencedError:
+        raise  # the run is another process's now: neither its status nor advice is this one's business
     except BaseException as error:
         with observing():
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise _with_advice(error, folder, spec) from error.__cause__
-    finished = run_of(spec, result, folder, run_id, uri, birth.arm, is_comparable=is_comparable)
-    finish(finished, spec, result.model, tracker)
+        raise _with_advice(error, folder, again or folder, spec) from error.__cause__
     return finished
 
 
@@ -206,37 +300,39 @@ def _begin(
     birth: Birth,
     tracker: MlflowTracker,
     resumed: Resumption | None,
+    store_bytes: int,
     *,
     is_comparable: bool,
 ) -> str:
-    """Writes into the journal what the run is, finds or makes its MLflow run; returns the run's id."""
-    with closing(store_in(place.folder).journal()) as journal:
-        journal.claim()
-        known = journal.get("run_id")
-        moved = journal.get("tracking") not in (None, f"{place.uri} {place.info.experiment}")
-        if moved:
-            journal.publish_again()
-            known = None
-        meta = {"name": spec.name, "birth": birth.to_json(), "spec": json.dumps(sp.to_dict(spec))}
+    """Writes into the journal what the run is, finds or makes its MLflow run; returns the run's id, "" if unknown."""
+    with closing(place.journal()) as journal:
+        meta = {"name": spec.name, "birth": birth.to_json(), "spec": json.dumps(sp.to_dict(spec)), TOLD: "no"}
         meta |= {"tracking": f"{place.uri} {place.info.experiment}", "is_comparable": "yes" if is_comparable else "no"}
+        meta["store_bytes"] = str(store_bytes)
         if resumed is None or not resumed.is_complete:
             meta["ended"] = "null"
             (place.folder / RESULT_FILE).unlink(missing_ok=True)
+        if resumed is not None and resumed.is_moved:
+            journal.publish_again()
+            meta["run_id"] = ""
         journal.commit(Commit(meta=meta))
+        known = journal.get("run_id") or ""
         try:
             run_id = tracker.start(place.info)
         except InfrastructureError:
             # Found again by its key when the service is back; the rows wait in the journal.
-            if resumed is None or known is None:
+            if resumed is None and birth.parent_run_id is None:
                 raise
-            run_id = known
+            return known
+        if known and run_id != known:
+            journal.publish_again()  # the run that had the rows is not there any more
         journal.commit(Commit(meta={"run_id": run_id}))
     return run_id
 
 
 def _execute(
     spec: sp.Spec,
-    report: PlanReport | None,
+    store_bytes: int,
     place: _Place,
     session: Any,
     on_progress: Progress | None,
@@ -259,25 +355,20 @@ def _execute(
 
     if session is not None:
         return run_on_ray(parts, session, on_progress=on_progress)
-    with session_for(spec, report) as own:
+    with session_for(spec, store_bytes) as own:
         return run_on_ray(parts, own, on_progress=on_progress)
 
 
-def _with_advice(error: BaseException, folder: Path, spec: sp.Spec) -> BaseException:
+def _with_advice(error: BaseException, folder: Path, again: Path, spec: sp.Spec) -> BaseException:
     """The error, with what to do about it."""
-    again = f"atoll resume {short(folder)}"
+    command = f"atoll resume {short(again)}"
     if isinstance(error, Interrupted):
-        return Interrupted(f"{error.message}; everything up to there is kept. Go on with: {again}")
+        return Interrupted(f"{error.message}; everything up to there is kept. Go on with: {command}")
     if isinstance(error, ClientWorkError) and error.task_id is not None:
         error.add_note(f"seed {spec.seed}; replay this client alone: atoll replay {short(folder)} {error.task_id}")
     if isinstance(error, AtollError) and error.exit_code == 3:
-        error.add_note(f"What is committed is kept. When the cause is gone: {again}")
+        error.add_note(f"What is committed is kept. When the cause is gone: {command}")
     return error
-
-
-def short(folder: Path) -> str:
-    """The folder as one types it."""
-    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def new_folder(spec: sp.Spec, root: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,8 @@ __all__ = ["CHECKPOINTS_FOLDER", "SNAPSHOTS_FOLDER", "RunStore", "check_store", 
 
 SNAPSHOTS_FOLDER, CHECKPOINTS_FOLDER = "snapshots", "checkpoints"
 _LOG_FOLDER = "journal"
+#: in the file that says where the store is: the run's own folder, wherever that is moved
+_HERE = "."
 #: kinds of file systems, as Linux names them
 _NETWORK = frozenset(
     [
@@ -56,9 +57,7 @@ class RunStore:
         """
         if self.place is None:
             return SqliteJournal(self.folder / JOURNAL_FILE)
-        # The index is SQLite, and this machine's alone: not on a file system of the network.
-        scratch = Path(tempfile.gettempdir()) / "atoll-index"
-        return SharedJournal(self._files(_LOG_FOLDER), scratch, mirror=self.folder / JOURNAL_FILE)
+        return SharedJournal(self._files(_LOG_FOLDER), mirror=self.folder / JOURNAL_FILE)
 
     def snapshots(self) -> Files:
         """Files of snapshots."""
@@ -90,7 +89,8 @@ class RunStore:
         """Makes the folder, which says where the store is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.place is not None:
-            LocalFiles(self.folder).write(STORE_FILE, self.place.encode())
+            text = _HERE if self.place == str(self.folder) else self.place
+            LocalFiles(self.folder).write(STORE_FILE, text.encode())
 
 
 def check_store(spec: sp.Spec) -> None:
@@ -141,4 +141,5 @@ def store_of(spec: sp.Spec, folder: Path, run_key: str) -> RunStore:
 def store_in(folder: Path) -> RunStore:
     """Where the run in `folder` keeps itself, as the folder says."""
     path = folder / STORE_FILE
-    return RunStore(folder, path.read_text().strip() if path.is_file() else None)
+    text = path.read_text().strip() if path.is_file() else None
+    return RunStore(folder, str(folder) if text == _HERE else text)

@@ -11,13 +11,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atoll.aggregation import Aggregator, AggregatorState, Step, merge_results
 from atoll.errors import ClientWorkError, FencedError
-from atoll.evaluation import Evaluator
-from atoll.learner import Learner
 from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.plan import StepPlan
 from atoll.runtime.aggregating import DurableAggregator
@@ -25,6 +24,10 @@ from atoll.runtime.parts import Publisher
 from atoll.runtime.publishing import Batch, Sending
 from atoll.runtime.store import Files, SnapshotRecord
 from atoll.runtime.work import evaluate_version, train_block
+
+if TYPE_CHECKING:
+    from atoll.evaluation import Evaluator
+    from atoll.learner import Learner
 
 __all__ = ["AggregatorShell", "ClientPool", "TrackerShell"]
 

@@ -177,8 +177,9 @@ class Coordinator:
             case Evaluated(call, version, metrics, _):
                 if self._dispatcher.evaluated(call):
                     self._judge(version, dict(metrics), out)
-            case PoolLost(pool, is_out_of_memory):
-                again = self._dispatcher.pool_lost(pool, is_out_of_memory=is_out_of_memory)
+            case PoolLost(pool, is_out_of_memory, is_to_blame):
+                lost = self._dispatcher.pool_lost
+                again = lost(pool, is_out_of_memory=is_out_of_memory, is_work_to_blame=is_to_blame)
             case PoolReady(pool):
                 self._dispatcher.pool_ready(pool)
             case SumsLost(blocks):

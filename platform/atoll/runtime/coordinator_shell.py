@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
 from atoll.errors import ClientWorkError, FencedError, InfrastructureError
 from atoll.messages import Block, ModelVersion
@@ -275,7 +275,8 @@ class CoordinatorShell:
         self._pools[pool] = self._session.new_pool()
         self._held[pool], self._forget[pool] = set(), []
         self._open_pool(pool)
-        return [PoolLost(pool, isinstance(error, OutOfMemoryError))]
+        is_memory, is_out_of_reach = isinstance(error, OutOfMemoryError), isinstance(error, ActorUnavailableError)
+        return [PoolLost(pool, is_memory, not is_out_of_reach)]
 
     def _end_process(self, owner: str | int, actor: Any) -> None:
         # A process that was taken for dead must not end what its successor works with.

@@ -101,7 +101,7 @@ class Dispatcher:
         self._lost_evaluations.pop(call.version, None)
         return True
 
-    def pool_lost(self, pool: int, *, is_out_of_memory: bool) -> list[int]:
+    def pool_lost(self, pool: int, *, is_out_of_memory: bool, is_work_to_blame: bool = True) -> list[int]:
         """`pool` is gone; its blocks are ready again. Returns the versions whose evaluation is to be asked for again.
 
         Raises:
@@ -112,7 +112,7 @@ class Dispatcher:
             self._fewer_resident()
         lost = [call_id for call_id, call in self._calls.items() if call.pool == pool]
         # Only what ran can be to blame: calls run in the order in which they were sent.
-        running = min(lost, default=None)
+        running = min(lost, default=None) if is_work_to_blame else None
         return [v for call_id in lost for v in self._give_up(call_id, is_to_blame=call_id == running)]
 
     def out_of_memory(self, call_id: int) -> list[int]:

@@ -64,10 +64,17 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class PoolLost:
-    """A pool died or hung. Whatever it held is to be done again, by others until `PoolReady` tells of a fresh one."""
+    """A pool died or hung. Whatever it held is to be done again, by others until `PoolReady` tells of a fresh one.
+
+    Attributes:
+        pool: its number.
+        is_out_of_memory: the node ended it for lack of memory.
+        is_work_to_blame: False where only the way to it was lost.
+    """
 
     pool: int
     is_out_of_memory: bool = False
+    is_work_to_blame: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ __all__ = ["Batch", "Publishing", "Sending"]
 _BATCH_ROWS = 1000
 _EVERY_S = 2.0
 _BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+#: tries after the first at the end of a run, some seconds in all: what is left is sent by resuming
+_LAST_TRIES = 3
 #: rows that wait for the tracking service before a warning says so, and every so many more
 _ALARM_ROWS = 100_000
 _log = logging.getLogger(__name__)
@@ -63,6 +65,9 @@ class Publishing:
         self._failures = 0
         self._under_way: Batch | None = None
         self._alarm = _ALARM_ROWS
+        self._is_ending = False
+        #: files that cannot be read: the others go before them
+        self._unreadable: set[str] = set()
 
     @property
     def is_under_way(self) -> bool:
@@ -71,7 +76,7 @@ class Publishing:
 
     def hurry(self) -> None:
         """The run ends: what is left goes at once, and oftener."""
-        self._next, self._every_s = time.monotonic(), 0.0
+        self._next, self._every_s, self._is_ending, self._failures = time.monotonic(), 0.0, True, 0
 
     def take(self) -> Batch | None:
         """The next batch, if one is due; tell `succeeded` or `failed` before the next."""
@@ -81,9 +86,11 @@ class Publishing:
         if rows:
             self._under_way = Batch(last_id, rows)
         elif files := self._journal.pending_artifacts():
+            artifact = min(files, key=lambda file: file.name in self._unreadable)
             try:
-                self._under_way = Batch(0, (), files[0], self._files.read(files[0].name))
+                self._under_way = Batch(0, (), artifact, self._files.read(artifact.name))
             except InfrastructureError as error:  # whatever becomes of it, training goes on
+                self._unreadable.add(artifact.name)
                 self.failed(error)
         else:
             self._next = time.monotonic() + self._every_s
@@ -116,5 +123,7 @@ class Publishing:
             self._alarm = 2 * waiting
 
     def is_drained(self) -> bool:
-        """Whether everything was taken."""
+        """Whether everything was taken, or, at the end, the service has refused often enough to leave the rest."""
+        if self._is_ending and self._failures > _LAST_TRIES:
+            return True
         return self._under_way is None and not self._journal.num_pending and not self._journal.pending_artifacts()

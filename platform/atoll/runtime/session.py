@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -24,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atoll.errors import Problem, SpecError
 from atoll.runtime.actors import AggregatorShell, ClientPool, TrackerShell
+from atoll.runtime.store.scratch import Scratch
 
 __all__ = ["RaySession"]
 
@@ -51,7 +50,7 @@ class RaySession:
     num_gpus: int | None = None
     pools: list[Any] = field(default_factory=list)
     tracker: Any = None
-    _temp_dir: str | None = None
+    _scratch: Scratch | None = None
     _owns_ray: bool = False
     #: nothing ran on it yet: its processes start while the first coordinator does, and nobody waits for them
     is_new: bool = False
@@ -80,7 +79,7 @@ class RaySession:
             ray.init(address=address, **options)
             self._owns_ray = True
             return
-        self._temp_dir = tempfile.mkdtemp(prefix="atoll-")
+        self._scratch = Scratch("atoll-ray-")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(
             address="local",
@@ -88,7 +87,7 @@ class RaySession:
             num_gpus=self.num_gpus,
             include_dashboard=False,
             object_store_memory=self.object_store_bytes or _DEFAULT_STORE_BYTES,
-            _temp_dir=self._temp_dir,
+            _temp_dir=str(self._scratch.path),
             **options,
         )
         self._owns_ray = True
@@ -96,7 +95,7 @@ class RaySession:
     def _check_gpus(self) -> None:
         """An embedded Ray never grows: pools without a place would wait for ever."""
         there = float(ray.cluster_resources().get("GPU", 0.0))
-        if self._temp_dir is not None and self.num_workers * self.gpus_per_worker > there:
+        if self._scratch is not None and self.num_workers * self.gpus_per_worker > there:
             self.__exit__(None, None, None)
             found = f"{self.num_workers} with runtime.gpus_per_worker {self.gpus_per_worker:g}"
             rule, hint = f"workers for {there:g} GPUs", "lower either, or set RAY_ADDRESS to a cluster with more"
@@ -125,7 +124,9 @@ class RaySession:
     def _beside_driver(self, kind: type) -> Any:
         """An actor on this very node: the run's folder, and a tracking store in a file, are on its disk."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here)(kind)
+        return ray.remote(
+            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here, enable_task_events=False
+        )(kind)
 
     def end(self, actor: Any) -> None:
         """Ends an actor's process, whatever state it is in."""
@@ -164,9 +165,9 @@ class RaySession:
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
-            self._temp_dir = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
 
 def _is_alive(ready: Any) -> bool:

@@ -80,9 +80,9 @@ def test_resume_ends_where_the_run_would_have_ended(base: dict[str, Any], tmp_pa
     folder = interrupted(base, tmp_path)
     store = mlflow_client(base["tracking"]["uri"])
     experiment = store.get_experiment_by_name("resuming").experiment_id
-    of_key = "tags.`fl.run_key` = 'mine'"
+    of_key = "tags.`fl.run_key` LIKE 'mine-%'"
     assert store.search_runs([experiment], of_key)[0].info.status == "KILLED"
-    with pytest.raises(SpecError, match=r"this one is not. atoll resume mine goes on with it"):
+    with pytest.raises(SpecError, match=r"this one is not. atoll resume \S*mine goes on with it"):
         load("mine", tmp_path)
     found = resume("mine", runs_folder=tmp_path)
     assert_same(found, expected)
@@ -325,3 +325,168 @@ def test_a_run_on_a_network_file_system(base: dict[str, Any], tmp_path: Path, mo
     folder = interrupted(base, tmp_path)
     assert (folder / "journal" / "commit-000000000001.json").is_file()
     assert_same(resume("mine", runs_folder=tmp_path), expected)
+
+
+def rows_in_mlflow(one: Run) -> int:
+    store = mlflow_client(one.tracking_uri)
+    keys = store.get_run(one.run_id).data.metrics
+    return sum(len(store.get_metric_history(one.run_id, key)) for key in keys)
+
+
+def rows_of(one: Run) -> int:
+    return sum(map(len, one.history().values()))
+
+
+def test_a_key_keeps_its_store(base: dict[str, Any], tmp_path: Path) -> None:
+    first = run(base, key="mine", runs_folder=tmp_path)
+    moved = base | {"seed": 4, "runtime": {**base["runtime"], "store": str(tmp_path / "shared")}}
+    with pytest.raises(SpecError, match=r"runtime.store: got .*shared'; need None, where the run keeps itself"):
+        run(moved, key="mine", runs_folder=tmp_path)
+    assert load("mine", tmp_path) == first
+
+
+def test_a_key_that_was_deleted_is_another_run(base: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    first = run(base, key="mine", runs_folder=tmp_path)
+    shutil.rmtree(tmp_path / "mine")
+    second = run(base, key="mine", runs_folder=tmp_path)
+    assert first.run_id != second.run_id
+    assert rows_in_mlflow(second) == rows_of(second)
+
+
+def test_a_tracking_run_that_is_gone_gets_every_row_again(base: dict[str, Any], tmp_path: Path) -> None:
+    first = run(base, key="mine", runs_folder=tmp_path)
+    mlflow_client(first.tracking_uri).delete_run(first.run_id)
+    found = resume("mine", "stop.server_steps=15", runs_folder=tmp_path)
+    assert found.run_id != first.run_id
+    assert rows_in_mlflow(found) == rows_of(found)
+
+
+def test_what_the_end_could_not_tell_is_told_by_resuming(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atoll.errors import InfrastructureError
+    from atoll.experiment.listing import list_runs
+    from atoll.tracking import MlflowTracker
+
+    def away(*args: object) -> None:
+        raise InfrastructureError("the service is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowTracker, "finish", away)
+        first = run(base, key="mine", runs_folder=tmp_path)
+    status = mlflow_client(first.tracking_uri).get_run(first.run_id).info.status
+    assert status == "RUNNING"
+    (entry,) = list_runs(tmp_path)
+    assert (entry.state, entry.advice) == ("finished", "atoll resume mine")
+    again = resume("mine", runs_folder=tmp_path)
+    assert again.model_digest == first.model_digest
+    assert mlflow_client(first.tracking_uri).get_run(first.run_id).info.status == "FINISHED"
+    assert list_runs(tmp_path)[0].advice == ""
+
+
+def test_a_fenced_process_leaves_the_run_alone(base: dict[str, Any], tmp_path: Path) -> None:
+    """Another machine takes the run over while this one works on it, and finishes it."""
+    from atoll.errors import FencedError
+
+    taken: list[Run] = []
+    shared = base | {"runtime": {**base["runtime"], "store": str(tmp_path / "shared")}}
+
+    def take_over(figures: dict[str, float]) -> None:
+        if figures["step"] >= 4 and not taken:
+            taken.append(resume(str(tmp_path / "shared" / "mine"), runs_folder=tmp_path / "elsewhere"))
+
+    with pytest.raises(FencedError) as caught:
+        run(shared, key="mine", on_progress=take_over, runs_folder=tmp_path)
+    assert not getattr(caught.value, "__notes__", ())
+    (winner,) = taken
+    assert mlflow_client(winner.tracking_uri).get_run(winner.run_id).info.status == "FINISHED"
+    assert rows_in_mlflow(winner) == rows_of(winner)
+
+
+def test_a_target_is_not_changed_while_an_evaluation_is_open(base: dict[str, Any], tmp_path: Path) -> None:
+    interrupted(base, tmp_path)
+    with sqlite3.connect(tmp_path / "mine" / "journal.db") as db:
+        db.execute("DELETE FROM evaluations WHERE version = 3")
+    db.close()
+    change = "stop.target={metric: loss, value: 0.6}"
+    with pytest.raises(SpecError, match=r"stop.target: .* the evaluation of version 3 is not known yet"):
+        resume("mine", change, runs_folder=tmp_path)
+
+
+def test_tracking_moves_only_when_it_is_told_to(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_place = Path(base["tracking"]["uri"].removeprefix("sqlite:///"))
+    relative = base | {"tracking": {**base["tracking"], "uri": f"sqlite:///{first_place.name}"}}
+    monkeypatch.chdir(first_place.parent)
+    first = run(relative, key="mine", runs_folder=tmp_path / "runs")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    longer = resume(first.folder, "stop.server_steps=15", runs_folder=tmp_path / "runs")
+    assert (longer.tracking_uri, longer.run_id) == (first.tracking_uri, first.run_id)
+    assert not list((tmp_path / "sub").iterdir())
+    with pytest.raises(SpecError, match=r"tracking.uri: got 'foo://bar'"):
+        resume(first.folder, "tracking.uri=foo://bar")
+    assert resume(first.folder) == longer, "what was refused left no trace"
+    other = tmp_path / "other.db"
+    moved = resume(first.folder, f"tracking.uri=sqlite:///{other}")
+    assert moved.tracking_uri == f"sqlite:///{other}"
+    assert rows_in_mlflow(moved) == rows_of(moved)
+
+
+def test_a_folder_that_moved(base: dict[str, Any], tmp_path: Path) -> None:
+    first = run(base, key="mine", runs_folder=tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "archive")
+    found = load("mine", tmp_path / "archive")
+    assert found.folder == str(tmp_path / "archive" / "mine")
+    assert len(found.history()) > 5
+    assert resume("mine", "stop.server_steps=14", runs_folder=tmp_path / "archive").run_id == first.run_id
+
+
+@pytest.mark.parametrize("place", ["timeline", "model", "result"])
+def test_a_full_disk_at_the_end_says_so(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    import errno
+
+    from atoll.errors import InfrastructureError
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    name = {
+        "timeline": "pyarrow.parquet.ParquetWriter",
+        "model": "atoll.models.checkpoint.save_version",
+        "result": "atoll.experiment.finishing.plots",
+    }[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(name, full)
+        with pytest.raises(InfrastructureError, match="No space left on device") as caught:
+            run(base, key="mine", runs_folder=tmp_path)
+    assert "atoll resume" in caught.value.__notes__[0]
+    expected = run(base, runs_folder=tmp_path)
+    assert_same(resume("mine", runs_folder=tmp_path), expected)
+
+
+def test_keys_of_comparisons_are_their_own(base: dict[str, Any], tmp_path: Path) -> None:
+    def spec(lr: float) -> dict[str, Any]:
+        comparison = {"seeds": [1], "baseline": "slow", "arms": {"slow": {"client.lr": lr}, "fast": {}}}
+        return base | {
+            "comparison": comparison,
+            "stop": {"server_steps": 4, "target": {"metric": "loss", "value": 0.1}},
+        }
+
+    first = run_comparison(spec(0.05), key="both", runs_folder=tmp_path)
+    again = run_comparison(spec(0.05), key="both", runs_folder=tmp_path)
+    assert again.runs == first.runs
+    before = (tmp_path / "both" / "spec.yaml").read_text()
+    with pytest.raises(SpecError, match="key: got 'both'; need the comparison that it was begun with"):
+        run_comparison(spec(0.02), key="both", runs_folder=tmp_path)
+    assert (tmp_path / "both" / "spec.yaml").read_text() == before
+    with pytest.raises(SpecError, match=r"key: got 'both'; need a key that is free. a comparison has it"):
+        run(base, key="both", runs_folder=tmp_path)
+    run(base, key="single", runs_folder=tmp_path)
+    with pytest.raises(SpecError, match=r"key: got 'single'; need a key that is free. a run has it"):
+        run_comparison(spec(0.05), key="single", runs_folder=tmp_path)

@@ -26,6 +26,7 @@ from atoll.errors import FencedError, InfrastructureError
 from atoll.runtime.store.files import Files
 from atoll.runtime.store.journal import SqliteJournal, check_epoch, snapshot_from_json, snapshot_to_json
 from atoll.runtime.store.records import Artifact, Commit, MetricRow, SnapshotRecord, StepRecord
+from atoll.runtime.store.scratch import Scratch
 
 __all__ = ["SharedJournal"]
 
@@ -45,7 +46,7 @@ class SharedJournal:
 
     Args:
         files: where the log is; `check_exclusive` must hold for it.
-        scratch: folder on a local disk for the index, which is removed at closing.
+        scratch: folder on a local disk for the index, which is removed at closing; a temporary one if None.
         mirror: gets a copy of the index at closing, for readers of this machine: a SqliteJournal to look at.
 
     Raises:
@@ -53,8 +54,10 @@ class SharedJournal:
             `damage`; every write is refused.
     """
 
-    def __init__(self, files: Files, scratch: Path | str, mirror: Path | None = None) -> None:
-        self._files, self._scratch, self._mirror = files, Path(scratch), mirror
+    def __init__(self, files: Files, scratch: Path | str | None = None, mirror: Path | None = None) -> None:
+        self._files, self._mirror = files, mirror
+        self._scratch = None if scratch is None else Path(scratch)
+        self._held: Scratch | None = None
         self._writer = uuid.uuid4().hex
         self._epoch = 0
         self._riding = _Acks()
@@ -242,6 +245,9 @@ class SharedJournal:
     # ---- replay -------------------------------------------------------------------------------------------------
 
     def _new_index(self) -> tuple[_Index, Path]:
+        if self._scratch is None:
+            self._held = Scratch("atoll-index-")
+            return _Index(self._held.path / "index.db", self._files.place), self._held.path
         self._scratch.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="journal-index-", dir=self._scratch))
         return _Index(folder / "index.db", self._files.place), folder
@@ -252,6 +258,8 @@ class SharedJournal:
             with suppress(OSError):
                 shutil.copyfile(self._index.path, beside := mirror.with_name(f"{mirror.name}.{self._writer}.tmp"))
                 beside.replace(mirror)
+        if self._held is not None:
+            self._held.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _replay(self) -> None:
