@@ -226,7 +226,8 @@ def _facts(folder: Path, key: str) -> dict[str, object] | None:
             (walls if name.startswith("wall_") else rows).append(
                 (name, row.step) if name.startswith("wall_") else (name, row.step, row.value)
             )
-    same_key = client.search_runs([client.get_run(result["run_id"]).info.experiment_id], f"tags.`fl.run_key` LIKE '{key}-%'")
+    experiment = client.get_run(result["run_id"]).info.experiment_id
+    same_key = client.search_runs([experiment], f"tags.`fl.run_key` LIKE '{key}-%'")
     return {
         "model": result["model_digest"],
         "plan": result["plan_digest"],

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -22,11 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atoll.errors import Problem, SpecError
 from atoll.runtime.actors import AggregatorShell, ClientPool, TrackerShell
-from atoll.runtime.store.scratch import Scratch
+from atoll.runtime.orphans import end_orphans
+from atoll.runtime.store.scratch import Scratch, abandoned
 
 __all__ = ["RaySession"]
 
 _DEFAULT_STORE_BYTES = 512 * 2**20
+_SCRATCH = "atoll-ray-"
 #: how long pools and tracker may take to answer before a run begins without them
 _READY_S = 30.0
 #: Threads are pinned before torch is imported: the number of threads changes bits, and two on a busy machine stall.
@@ -68,28 +71,26 @@ class RaySession:
 
     def _start_ray(self) -> None:
         address = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {
-            "logging_level": logging.ERROR,
-            "log_to_driver": False,
-            "runtime_env": {"env_vars": _WORKER_ENV},
-        }
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
             # A job may have set the same variables: what pins the bits goes before.
             os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-            ray.init(address=address, **options)
+            ray.init(address=address, runtime_env={"env_vars": _WORKER_ENV}, **quiet)
             self._owns_ray = True
             return
-        self._scratch = Scratch("atoll-ray-")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(
-            address="local",
-            num_cpus=self.num_workers + 1,
-            num_gpus=self.num_gpus,
-            include_dashboard=False,
-            object_store_memory=self.object_store_bytes or _DEFAULT_STORE_BYTES,
-            _temp_dir=str(self._scratch.path),
-            **options,
-        )
+        end_orphans(abandoned(_SCRATCH))
+        self._scratch = Scratch(_SCRATCH)
+        with _environment({**_WORKER_ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}):
+            # Inherited by every process of this Ray: with a runtime environment each would start a second late.
+            ray.init(
+                address="local",
+                num_cpus=self.num_workers + 1,
+                num_gpus=self.num_gpus,
+                include_dashboard=False,
+                object_store_memory=self.object_store_bytes or _DEFAULT_STORE_BYTES,
+                _temp_dir=str(self._scratch.path),
+                **quiet,
+            )
         self._owns_ray = True
 
     def _check_gpus(self) -> None:
@@ -168,6 +169,21 @@ class RaySession:
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _is_alive(ready: Any) -> bool:

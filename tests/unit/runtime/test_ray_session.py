@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         exceptions=module.ray.exceptions,
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "a" * 56),
     )
-    made.init = made.options.update
+
+    def init(**options) -> None:
+        made.options.update(options)
+        made.threads = os.environ.get("OMP_NUM_THREADS")
+
+    made.init = init
 
     def shutdown() -> None:
         made.shut_down += 1
@@ -52,13 +58,15 @@ class _Actor:
         return SimpleNamespace(remote=lambda: self)
 
 
-def test_an_embedded_ray_is_private_and_small(stand_in: SimpleNamespace) -> None:
+def test_an_embedded_ray_is_private_and_small(stand_in: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     with RaySession(3) as session:
         options = stand_in.options
         assert options["address"] == "local"
         assert options["num_cpus"] == 4
         assert options["include_dashboard"] is False
-        assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
+        assert stand_in.threads == "1", "its processes inherit it"
+        assert os.environ["OMP_NUM_THREADS"] == "7", "this one keeps its own"
         assert len(session.pools) == 3
     assert stand_in.shut_down == 1
     assert session.pools == []
@@ -70,6 +78,7 @@ def test_an_address_is_used_as_it_is(stand_in: SimpleNamespace, monkeypatch: pyt
     with RaySession(8, gpus_per_worker=1.0):
         assert stand_in.options["address"] == "ray-head:6379"
         assert "num_cpus" not in stand_in.options
+        assert stand_in.options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.mark.parametrize(

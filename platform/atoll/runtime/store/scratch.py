@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-__all__ = ["Scratch"]
+__all__ = ["Scratch", "abandoned"]
 
 _LOCK_FILE = ".atoll-scratch"
 #: a folder that nobody holds is swept when it is this old: whoever made it may be about to lock it, or still ending
@@ -36,11 +36,20 @@ class Scratch:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _sweep(prefix: str) -> None:
+def abandoned(prefix: str) -> list[Path]:
+    """Scratch folders whose process is gone."""
+    found = []
     for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*/{_LOCK_FILE}"):
         # Other people's folders, and those that go while one looks, are none of this one's business.
         with contextlib.suppress(OSError), lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(lock.parent)
+    return found
+
+
+def _sweep(prefix: str) -> None:
+    for folder in abandoned(prefix):
+        with contextlib.suppress(OSError):
             # The wall clock, as files' times are of it.
-            if time.time_ns() / 1e9 - lock.stat().st_mtime > _GRACE_S:
-                shutil.rmtree(lock.parent, ignore_errors=True)
+            if time.time_ns() / 1e9 - (folder / _LOCK_FILE).stat().st_mtime > _GRACE_S:
+                shutil.rmtree(folder, ignore_errors=True)
