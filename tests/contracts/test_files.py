@@ -31,19 +31,19 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[]
 
 def test_what_is_written_is_read_listed_counted_and_deleted(make):
     files = make()
-    assert (files.names(), files.size(), files.read_many(["a"])) == ([], 0, {})
+    assert (files.names(), files.read_many(["a"])) == ([], {})
     files.write("b", b"12345")
     files.write("a", b"")
     files.create("c", bytes(range(256)))
     again = make()
-    assert (again.names(), again.size()) == (["a", "b", "c"], 261)
+    assert again.names() == ["a", "b", "c"]
     assert (again.read("b"), again.read("a"), again.read("c")) == (b"12345", b"", bytes(range(256)))
     assert again.read_many(["c", "none", "a"]) == {"c": bytes(range(256)), "a": b""}
     assert again.read_many([]) == {}
     files.write("b", b"new")
     files.delete("a")
     files.delete("a")
-    assert (again.read("b"), again.names(), again.size()) == (b"new", ["b", "c"], 259)
+    assert (again.read("b"), again.names()) == (b"new", ["b", "c"])
 
 
 def test_a_missing_file_is_named(make):
@@ -156,7 +156,6 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch):
         (lambda: files.read("a"), "/a: reading"),
         (lambda: files.read_many(["a", "b"]), "/a: reading"),
         (files.names, ": listing"),
-        (files.size, ": listing"),
     ):
         with pytest.raises(InfrastructureError, match=f"{place}{doing} failed: 503 slow down.*atoll resume"):
             call()

@@ -107,9 +107,6 @@ class MemoryFiles:
     def names(self) -> list[str]:
         return sorted(self.files)
 
-    def size(self) -> int:
-        return sum(map(len, self.files.values()))
-
 
 class MemoryTimeline:
     """The rows of the epoch that ended last."""

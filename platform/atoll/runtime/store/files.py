@@ -54,10 +54,6 @@ class Files(Protocol):
         """Names of all files, ascending; with those that a killed process began in a folder: `NAME.NUMBER.tmp`."""
         ...
 
-    def size(self) -> int:
-        """Bytes of all files."""
-        ...
-
 
 class LocalFiles:
     """Files of one folder on a disk of this machine or a shared one: written beside, synced, renamed, synced."""
@@ -126,10 +122,6 @@ class LocalFiles:
     def names(self) -> list[str]:
         """See Files."""
         return sorted(path.name for path in self._folder.glob("*") if path.is_file())
-
-    def size(self) -> int:
-        """See Files."""
-        return sum(path.stat().st_size for path in self._folder.glob("*") if path.is_file())
 
 
 def sync_folder(folder: Path) -> None:

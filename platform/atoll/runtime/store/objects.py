@@ -98,19 +98,12 @@ class ObjectFiles:
 
     def names(self) -> list[str]:
         """See Files."""
-        return sorted(self._sizes())
-
-    def size(self) -> int:
-        """See Files."""
-        return sum(self._sizes().values())
-
-    def _sizes(self) -> dict[str, int]:
         with self._errors("", "listing"):
             try:
                 found = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
-                return {}
-            return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in found if entry["type"] == "file"}
+                return []
+            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
