@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from atoll.data import open_data
 from atoll.experiment import as_spec
 from atoll.experiment.building import parts_of
 from atoll.experiment.modelling import first_version, lane_model_of
+from atoll.experiment.storing import RunStore
 from atoll.experiment.wiring import source_of
 from atoll.learner import ClientWork, LoopClient
 from atoll.messages import ModelVersion, model_digest
 from atoll.runtime import MetricRow, RunResult, run_inline
+from atoll.runtime.store import SqliteJournal
 from atoll.tracking import RunInfo
 from tiny_kit import tiny
 
@@ -26,21 +30,13 @@ EQUAL = {"kind": "constant", "value_s": 60.0}
 
 
 class Rows:
-    """An outbox that only keeps rows."""
+    """What a run left in its journal, and its timeline."""
 
     def __init__(self) -> None:
         self.rows: list[MetricRow] = []
         self.timeline: list[np.ndarray] = []
 
-    def commit(self, rows) -> None:
-        self.rows += rows
-
-    def pending(self, limit: int) -> tuple[int, list[MetricRow]]:
-        return 0, []
-
-    def ack(self, last_id: int) -> None: ...
-
-    def keep_timeline(self, rows: np.ndarray) -> None:
+    def keep(self, rows: np.ndarray) -> None:
         self.timeline.append(rows)
 
     def close(self) -> None: ...
@@ -49,27 +45,36 @@ class Rows:
         return [value for name, _, value, _ in self.rows if name == key]
 
 
-class Checkpoints:
-    """A publisher that only keeps checkpoints."""
-
-    def __init__(self) -> None:
-        self.models: list[ModelVersion] = []
+class Nobody:
+    """A publisher whom nobody reads."""
 
     def publish(self, rows) -> None: ...
 
-    def checkpoint(self, model: ModelVersion) -> None:
-        self.models.append(model)
+    def upload(self, artifact, data) -> None: ...
 
 
 def run(**sections: Any) -> tuple[RunResult, Rows, list[ModelVersion]]:
     """The run, its rows, and every version it made."""
     sections.setdefault("tracking", {"checkpoint_every_steps": 1})
     spec = as_spec(tiny(**sections))
-    parts = parts_of(spec, Path(), "sqlite:///unused.db", None, RunInfo("e", "n", "k"))
-    rows, kept = Rows(), Checkpoints()
-    object.__setattr__(parts, "make_outbox", lambda: rows)
-    object.__setattr__(parts, "make_publisher", lambda: kept)
-    return run_inline(parts), rows, kept.models
+    rows, models = Rows(), []
+
+    def keep(model: ModelVersion) -> bytes:
+        models.append(model)
+        return b""
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(Path(folder))
+        parts = dataclasses.replace(
+            parts_of(spec, store, "sqlite:///unused.db", None, RunInfo("e", "n", "k")),
+            make_timeline=lambda epoch: rows,
+            make_publisher=Nobody,
+            encode_model=keep,
+        )
+        result = run_inline(parts)
+        with SqliteJournal(Path(folder) / "journal.db", is_readonly=True) as journal:
+            rows.rows = journal.rows()
+    return result, rows, models
 
 
 def population(devices: Mapping[str, Any], size: int = 60) -> dict[str, Any]:

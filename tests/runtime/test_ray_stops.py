@@ -111,7 +111,7 @@ def status(one: Run, uri: str) -> str:
 
 def status_of(key: str, uri: str) -> str:
     store = mlflow_client(uri)
-    found = store.search_runs([store.get_experiment_by_name("ray").experiment_id], f"tags.`fl.run_key` = '{key}'")
+    found = store.search_runs([store.get_experiment_by_name("ray").experiment_id], f"tags.`fl.run_key` LIKE '{key}-%'")
     assert len(found) == 1
     return found[0].info.status
 

@@ -148,6 +148,7 @@ def test_a_service_that_stays_away(
     assert found.unpublished_rows > 0
     assert found.model_digest == expected["fixed"][0]
     service.recover()
+    monkeypatch.setattr("atoll.runtime.inline._DRAIN_S", 60.0)
     whole = resume(found.folder)
     assert (whole.run_id, whole.unpublished_rows) == (found.run_id, 0)
     assert facts(whole, service.uri) == expected
@@ -156,9 +157,12 @@ def test_a_service_that_stays_away(
 
 
 def test_a_service_that_is_away_for_a_while(
-    service: Service, folder: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
+    service: Service, folder: Path, orders: Orders, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_often(monkeypatch)
+    monkeypatch.setattr("atoll.runtime.publishing._LAST_TRIES", 1000)
+    monkeypatch.setattr("atoll.runtime.inline._DRAIN_S", 60.0)
+    orders.give("slow", "0.02")  # so that the outage lasts for some tries
     outage = Outage(service.refuse, service, until=90)
     found = run(spec_of(service.uri), on_progress=outage, runs_folder=folder)
     assert outage.state == "over"
