@@ -44,9 +44,9 @@ def client() -> Iterator[Any]:
     with _LOCK.open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder = tempfile.mkdtemp(prefix="rj")  # short: unix socket paths are capped at 107 bytes
-        # Ray reads its token once in a process: where another module's Ray has set one, the head gets the same.
+        # Ray reads its token once in a process: where another module's Ray had one, the head gets the same.
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN") or _known_token() or secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         dashboard = _port()
@@ -66,10 +66,15 @@ def client() -> Iterator[Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _known_token() -> str:
+    file = Path.home() / ".ray" / "auth_token"
+    return file.read_text().strip() if file.is_file() else ""
+
+
 def _connect(head: subprocess.Popen[bytes], address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    until = time.monotonic() + 90
+    until, last = time.monotonic() + 90, "no answer"
     while time.monotonic() < until:
         assert head.poll() is None, "the head ended"
         try:
@@ -81,9 +86,10 @@ def _connect(head: subprocess.Popen[bytes], address: str) -> Any:
             continue
         try:
             return JobSubmissionClient(address)
-        except Exception:
+        except Exception as error:
+            last = f"{type(error).__name__}: {error}"
             time.sleep(0.3)  # the job agent comes up after the web page
-    raise AssertionError("the head did not come up")
+    raise AssertionError(f"the head did not come up: {last}")
 
 
 def _wait(client: Any, job: str, seconds: float) -> Any:
