@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._raylet import AuthenticationTokenLoader
 
 from atoll.experiment import run
 from atoll.experiment.storing import RunStore
@@ -44,9 +45,10 @@ def client() -> Iterator[Any]:
     with _LOCK.open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder = tempfile.mkdtemp(prefix="rj")  # short: unix socket paths are capped at 107 bytes
-        # Ray reads its token once in a process: where another module's Ray had one, the head gets the same.
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN") or _known_token() or secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray reads its token once in a process, and other modules had a Ray of their own.
+        AuthenticationTokenLoader.instance().reset_cache()
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         dashboard = _port()
@@ -64,11 +66,8 @@ def client() -> Iterator[Any]:
             head.send_signal(signal.SIGTERM)
             head.wait(60)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _known_token() -> str:
-    file = Path.home() / ".ray" / "auth_token"
-    return file.read_text().strip() if file.is_file() else ""
+            patch.undo()
+            AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _connect(head: subprocess.Popen[bytes], address: str) -> Any:
