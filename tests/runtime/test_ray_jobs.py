@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray._raylet import AuthenticationTokenLoader
 
 from atoll.experiment import run
 from atoll.experiment.storing import RunStore
@@ -46,10 +45,6 @@ def client() -> Iterator[Any]:
     with _LOCK.open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder = tempfile.mkdtemp(prefix="rj")  # short: unix socket paths are capped at 107 bytes
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray reads its token once in a process, and other modules had a Ray of their own.
-        AuthenticationTokenLoader.instance().reset_cache()
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         dashboard = _port()
@@ -67,8 +62,6 @@ def client() -> Iterator[Any]:
             head.send_signal(signal.SIGTERM)
             head.wait(60)
             shutil.rmtree(folder, ignore_errors=True)
-            patch.undo()
-            AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _connect(head: subprocess.Popen[bytes], address: str) -> Any:
@@ -111,11 +104,12 @@ def _newest_version(store: RunStore) -> int:
 
 
 def test_in_a_process_of_its_own() -> None:
-    """Ray keeps tokens and connections of the modules before in this process: the real test is run in a fresh one."""
+    """Ray reads how to authenticate when it is imported, and other modules have imported it: this needs a fresh one."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), _ALONE: "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, "-k", "next_attempt", "-p", "no:cacheprovider"],
-        env={**environment, _ALONE: "1"}, capture_output=True, text=True, check=False, cwd=JOBS.parent,
+        env=environment, capture_output=True, text=True, check=False, cwd=JOBS.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert "1 passed" in done.stdout
