@@ -116,10 +116,11 @@ def resume(
     from atoll.cli import show
     from atoll.experiment import find_folder, resume_comparison
     from atoll.experiment import resume as resume_one
+    from atoll.experiment.records import COMPARISON_FILE
 
     folder = find_folder(run)
     with _stopping(), show.live() as display:
-        if (folder / "comparison.json").is_file():
+        if (folder / COMPARISON_FILE).is_file():
             if overrides or force:
                 rule, hint = "no change to a comparison", "resume one of its runs, or begin a new one"
                 raise SpecError([Problem("resume", " ".join(overrides or ["--force"]), rule, "", hint)])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from atoll.spec import Spec
     from atoll.tracking import Comparison
 
-__all__ = ["Display", "address", "comparison", "live", "plans", "run"]
+__all__ = ["Display", "address", "byte_text", "comparison", "live", "plans", "run"]
 
 _console = Console(highlight=False)
 
@@ -97,8 +97,8 @@ def _plan_rows(report: PlanReport) -> list[tuple[str, str]]:
             f"{s.mean_staleness:.2f}, {s.p95_staleness:.0f}, {s.steady_staleness:.2f}",
         ),
         ("device time without effect", f"{100 * s.wasted_share:.1f} %"),
-        ("uplink, downlink", f"{_bytes(s.uplink_bytes)}, {_bytes(s.downlink_bytes)}"),
-        ("model", f"{report.parameters:,} parameters, {_bytes(report.model_bytes)}"),
+        ("uplink, downlink", f"{byte_text(s.uplink_bytes)}, {byte_text(s.downlink_bytes)}"),
+        ("model", f"{report.parameters:,} parameters, {byte_text(report.model_bytes)}"),
         ("blocks of W lanes", f"{s.blocks:,} of {report.lanes}"),
         ("lanes occupied", f"{100 * s.occupancy:.0f} %"),
         ("longest chain, mean width", f"{s.depth:,} blocks, {s.mean_width:.1f}"),
@@ -161,7 +161,8 @@ def address(uri: str, experiment: str) -> None:
     _console.print(f"MLflow: experiment '{experiment}' in {uri}; look at it with: atoll ui{option}", soft_wrap=True)
 
 
-def _bytes(count: float) -> str:
+def byte_text(count: float) -> str:
+    """A number of bytes in the unit that reads best, such as 1.81 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from atoll.cli.show import byte_text
+
 if TYPE_CHECKING:
     from atoll.experiment import Entry, Pruned, Replay
 
@@ -62,7 +64,7 @@ def _cells(entry: Entry, name: str) -> list[str]:
         entry.state,
         steps + (" runs" if entry.kind == "comparison" else "") if is_known else "",
         "" if entry.snapshot_version is None else f"{entry.snapshot_version:,}",
-        _bytes(entry.size_bytes),
+        byte_text(entry.size_bytes),
         time.strftime("%m-%d %H:%M", time.localtime(entry.written_s)),
         (entry.run_id or "")[:8],
         unpublished,
@@ -72,7 +74,7 @@ def _cells(entry: Entry, name: str) -> list[str]:
 
 def pruned(found: Pruned) -> None:
     """What was removed, and what that costs."""
-    _console.print(f"Freed {_bytes(found.freed_bytes)} in {found.files:,} files.")
+    _console.print(f"Freed {byte_text(found.freed_bytes)} in {found.files:,} files.")
     if found.shortened:
         names = ", ".join(found.shortened)
         text = "Finished runs without snapshots now; made longer, they compute their steps again from the first on"
@@ -106,11 +108,3 @@ def replayed(found: Replay) -> None:
     for row in rows:
         table.add_row(*row)
     _console.print(table)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

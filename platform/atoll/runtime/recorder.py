@@ -174,9 +174,9 @@ class Recorder:
             _WALL_S: repr(self.wall_s),
             _BUSY_S: repr(self.busy_s),
             _DURABLE_S: repr(self.durable_s),
+            _ATTEMPTS: str(self.attempts),
             _LOST_POOLS: str(self.lost_pools),
         }
-        meta[_ATTEMPTS] = str(self.attempts)
         if self._left_out:
             meta[_LEFT_OUT] = str(self._left_out)
         if self._end is not None:
