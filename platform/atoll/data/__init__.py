@@ -3,9 +3,19 @@
 Rooms that may import this one: learner's wiring in `experiment`, evaluation, cli. It imports only errors and rng.
 """
 
+from atoll.data.clients import attributes_of, encoding_of, is_null
 from atoll.data.opening import describe, open_data
 from atoll.data.partition import partition_examples
-from atoll.data.shape import Array, Category, ClientData, DataShape, HeldOut
+from atoll.data.shape import (
+    Array,
+    Category,
+    CategoryColumn,
+    ClientData,
+    DataShape,
+    Encoding,
+    HeldOut,
+    NumericColumn,
+)
 from atoll.data.sources import (
     ArraysSource,
     ConstantExamples,
@@ -29,6 +39,7 @@ __all__ = [
     "Array",
     "ArraysSource",
     "Category",
+    "CategoryColumn",
     "ClientData",
     "ClientTable",
     "ConstantExamples",
@@ -36,10 +47,12 @@ __all__ = [
     "DataShape",
     "DataSource",
     "Dirichlet",
+    "Encoding",
     "Flights",
     "HeldOut",
     "Iid",
     "LogNormalExamples",
+    "NumericColumn",
     "ParquetSource",
     "Partition",
     "QuantitySkew",
@@ -47,9 +60,12 @@ __all__ = [
     "Shards",
     "SyntheticSource",
     "arrange",
+    "attributes_of",
     "client_table",
     "content_digest",
     "describe",
+    "encoding_of",
+    "is_null",
     "open_data",
     "partition_examples",
 ]

@@ -12,7 +12,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["I64", "Array", "Category", "ClientData", "DataShape", "HeldOut", "Task"]
+__all__ = [
+    "I64",
+    "Array",
+    "Category",
+    "CategoryColumn",
+    "ClientData",
+    "DataShape",
+    "Encoding",
+    "HeldOut",
+    "NumericColumn",
+    "Task",
+]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -21,10 +32,52 @@ Task = Literal["binary", "multiclass"]
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One categorical column: `name`, and `size`, the number of codes; codes are 0 … size − 1."""
+    """One categorical column.
+
+    Attributes:
+        name: of the column.
+        size: number of codes; codes are 0 … size − 1.
+        table: columns with one table name share the rows of one embedding table, and so have one size; None: its own.
+    """
 
     name: str
     size: int
+    table: str | None = None
+
+    def __repr__(self) -> str:
+        # content digests cover this text: a column with a table of its own reads as it did before tables had names
+        shared = "" if self.table is None else f", table={self.table!r}"
+        return f"Category(name={self.name!r}, size={self.size!r}{shared})"
+
+
+@dataclass(frozen=True, slots=True)
+class NumericColumn:
+    """How one raw number becomes one column of "x": (raw − mean) / std; `std` is above 0."""
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryColumn:
+    """How one raw value becomes one column of "c": its place in `values`, as text; as many as the column's codes."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How raw columns become "x" and "c", for models that are used outside of atoll.
+
+    Attributes:
+        features: one per column of "x", in order.
+        categories: one per column of "c", in order.
+    """
+
+    features: tuple[NumericColumn, ...]
+    categories: tuple[CategoryColumn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +132,9 @@ class ClientData(Protocol):
 
     Guarantees: every method is a pure function of the source and its arguments, in every process. Any client id ≥ 0 is
     valid: ids map onto the data's clients by `id % num_clients`.
+
+    Two further methods are optional, and are called through `attributes_of` and `encoding_of`: `attributes()`, what is
+    publicly known of each client; `encoding()`, how raw columns become "x" and "c".
     """
 
     @property

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.special import expit, ndtri
 
 from atoll import rng
-from atoll.data.shape import I64, Array, Category, DataShape, HeldOut, Task
+from atoll.data.shape import I64, Array, Category, CategoryColumn, DataShape, Encoding, HeldOut, NumericColumn, Task
 from atoll.data.sources import ConstantExamples, SyntheticSource
 from atoll.data.table import content_digest
 from atoll.errors import Problem, SpecError
@@ -114,6 +114,13 @@ class SyntheticClients:
             repeated = (np.repeat(values, len(inside)) for values in (ids, train_examples))
             out[name] = HeldOut(arrays, *repeated)
         return out
+
+    def encoding(self) -> Encoding:
+        """Raw columns are "x" and "c" themselves: feature_0 …, category_0 … with their codes as text. Pure."""
+        codes = (tuple(map(str, range(category.size))) for category in self.shape.categories)
+        categories = zip((category.name for category in self.shape.categories), codes, strict=True)
+        features = (NumericColumn(f"feature_{column}") for column in range(self.source.num_features))
+        return Encoding(tuple(features), tuple(CategoryColumn(*column) for column in categories))
 
     def _normal(self, purpose: str, *counters: I64) -> F64:
         values: F64 = ndtri(rng.uniform(rng.key(self.source.seed, purpose), *counters))

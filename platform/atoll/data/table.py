@@ -7,14 +7,15 @@ U clients that never train.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from atoll.data.shape import I64, Array, Category, DataShape, HeldOut, Task
+from atoll.data.shape import I64, Array, Category, DataShape, Encoding, HeldOut, Task
 
 __all__ = ["Arrangement", "ClientTable", "arrange", "client_table", "content_digest"]
 
@@ -36,6 +37,8 @@ class ClientTable:
         starts: int64 [D + U], ends: the same, trains: the same.
         test: further held-out rows by name, for data that comes with its own.
         about: facts for reports.
+        public: attributes of the clients by name, each [D + U]; see `attributes_of`.
+        encoder: makes the encoding when it is asked for, since vocabularies may be long; None: there is none.
     """
 
     shape: DataShape
@@ -49,6 +52,16 @@ class ClientTable:
     trains: I64
     test: Mapping[str, HeldOut] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    public: Mapping[str, Array] = field(default_factory=dict)
+    encoder: Callable[[], Encoding] | None = None
+
+    def attributes(self) -> Mapping[str, Array]:
+        """What is publicly known of each client, name → [D + U]; NaN and "" are null. Pure."""
+        return self.public
+
+    def encoding(self) -> Encoding | None:
+        """How raw columns become "x" and "c"; None where that is not known."""
+        return None if self.encoder is None else self.encoder()
 
     def num_examples(self, client_ids: I64) -> I64:
         """Training examples of each client; same shape as client_ids. Pure."""
@@ -151,6 +164,8 @@ def client_table(
     unseen: Sequence[Any] = (),
     holdout_fraction: float = 0.0,
     about: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Mapping[Any, Any]] | None = None,
+    encoding: Encoding | None = None,
 ) -> ClientTable:
     """Client data from rows in memory: the short way for a `CustomSource` factory.
 
@@ -164,6 +179,8 @@ def client_table(
         unseen: values of `client` that never train.
         holdout_fraction: last part of every client's rows that is held out.
         about: facts for reports.
+        attributes: what is publicly known of the clients: name → {value of `client`: number or text}; absent is null.
+        encoding: how raw columns become x and c.
 
     Purity: pure.
     """
@@ -184,4 +201,14 @@ def client_table(
     sorted_c = None if c is None else c[plan.order]
     identity = content_digest(str(shape), *arrays, *([] if sorted_c is None else [sorted_c]))
     x, y, starts, ends, trains = arrays
-    return ClientTable(shape, plan.num_clients, identity, x, y, sorted_c, starts, ends, trains, about=about or {})
+    clients = names[plan.clients].tolist()
+    public = {name: np.array([values.get(who) for who in clients]) for name, values in (attributes or {}).items()}
+    encoder = None if encoding is None else partial(_given, encoding)
+    return ClientTable(
+        shape, plan.num_clients, identity, x, y, sorted_c, starts, ends, trains,
+        about=about or {}, public=public, encoder=encoder,
+    )  # fmt: skip
+
+
+def _given(encoding: Encoding) -> Encoding:
+    return encoding
