@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from atoll.data.shape import I64, Array, Category, DataShape
+from atoll.data.client_columns import read_client_columns
+from atoll.data.shape import I64, Array, Category, CategoryColumn, DataShape, Encoding, NumericColumn
 from atoll.data.sources import ParquetSource
 from atoll.data.table import Arrangement, ClientTable, arrange, content_digest
 from atoll.errors import Problem, SpecError
 
 __all__ = ["open_parquet"]
 
+#: in identities: never changed, or equal rows would have another identity than in earlier runs
 _FORMAT = "atoll parquet cache 1"
+#: of the cache's files, in the name of its folder alone
+_LAYOUT = "2: attributes, vocabulary"
 _BATCH_ROWS = 1 << 16
 
 
@@ -45,9 +50,12 @@ def open_parquet(source: ParquetSource) -> ClientTable:
     """
     files = _files(source)
     settings = str(replace(source, path="", cache=None))
+    if source.attributes:
+        # they are no default features, so rows may depend on them
+        settings += f" attributes={source.attributes}"
     stats = [(name.name, name.stat().st_size, name.stat().st_mtime_ns) for name in files]
     root = Path(source.cache) if source.cache else Path(f"{Path(source.path)}.atoll-cache")
-    place = root / content_digest(_FORMAT, settings, json.dumps(stats))[:32]
+    place = root / content_digest(_FORMAT, _LAYOUT, settings, json.dumps(stats))[:32]
     if not (place / "about.json").exists():
         _convert(source, files, settings, root, place)
     about: dict[str, Any] = json.loads((place / "about.json").read_text())
@@ -64,7 +72,16 @@ def open_parquet(source: ParquetSource) -> ClientTable:
         ends=np.array(arrays["ends"]),
         trains=np.array(arrays["trains"]),
         about={"title": Path(source.path).name, "licence": "not recorded", "labels": about["labels"]},
+        public={name: np.load(place / f"attribute_{at}.npy") for at, name in enumerate(source.attributes)},
+        encoder=partial(_encoding, place),
     )
+
+
+def _encoding(place: Path) -> Encoding:
+    features: list[str] = json.loads((place / "about.json").read_text())["features"]
+    values: dict[str, list[str]] = json.loads((place / "vocabulary.json").read_text())
+    categories = (CategoryColumn(name, tuple(texts)) for name, texts in values.items())
+    return Encoding(tuple(map(NumericColumn, features)), tuple(categories))
 
 
 def _files(source: ParquetSource) -> list[Path]:
@@ -131,10 +148,11 @@ def _checked_columns(source: ParquetSource, files: list[Path]) -> tuple[str, ...
     coded = (source.client_column, source.label_column, *source.categories)
     features = source.features
     if features is None:
-        features = tuple(name for name in schema.names if name not in coded)
+        features = tuple(name for name in schema.names if name not in coded + source.attributes)
     wanted = [("data.client_column", source.client_column), ("data.label_column", source.label_column)]
     wanted += [("data.categories", name) for name in source.categories]
     wanted += [("data.features", name) for name in features]
+    wanted += [("data.attributes", name) for name in source.attributes]
     for place, column in wanted:
         if column not in schema.names:
             near = difflib.get_close_matches(column, schema.names, n=1, cutoff=0.4)
@@ -148,6 +166,9 @@ def _checked_columns(source: ParquetSource, files: list[Path]) -> tuple[str, ...
         elif column in coded and not _is_code(schema.field(column).type, column == source.label_column):
             kind = f"{column!r} of type {schema.field(column).type}"
             problems.append(Problem(place, kind, "a column of text, bool or integers"))
+        elif place == "data.attributes" and not _is_code(schema.field(column).type, or_float=True):
+            kind = f"{column!r} of type {schema.field(column).type}"
+            problems.append(Problem(place, kind, "a column of text, bool or numbers"))
     if problems:
         raise SpecError(problems)
     return features
@@ -237,6 +258,12 @@ class _Reader:
         kind = pa.string() if pa.types.is_string(column.type) else pa.int64()
         return np.asarray(pc.index_in(column, value_set=pa.array(self.values[name], kind)), dtype=np.int64)
 
+    def _attributes(self) -> dict[str, Array]:
+        """By name, one value per client, in the order of the clients' names."""
+        names, client = self.source.attributes, self.source.client_column
+        rows = ((self._codes(client, batch[client]), batch) for _, _, batch in self._batches((client, *names)))
+        return read_client_columns(names, rows, self.values[client]) if names else {}
+
     def _arrangement(self) -> Arrangement:
         client = self.source.client_column
         parts = [self._codes(client, batch[client]) for _, _, batch in self._batches((client,))]
@@ -246,8 +273,8 @@ class _Reader:
         return arrange(np.concatenate(parts), unseen, self.source.holdout_fraction)
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Fill x, c, y, starts, ends, trains (.npy) in `folder`; return what is worth knowing about them."""
-        plan = self._arrangement()
+        """Fill x, c, y, starts, ends, trains, attributes in `folder`; return what is worth knowing about them."""
+        attributes, plan = self._attributes(), self._arrangement()
         place = np.empty_like(plan.order)
         place[plan.order] = np.arange(len(place))
         categories = self.source.categories
@@ -274,6 +301,10 @@ class _Reader:
             array.flush()
         for name in ("starts", "ends", "trains"):
             np.save(folder / f"{name}.npy", asdict(plan)[name])
+        for at, values in enumerate(attributes.values()):
+            np.save(folder / f"attribute_{at}.npy", values[plan.clients])
+        vocabulary = {name: list(map(str, self.values[name])) for name in categories}
+        (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
         return {
             "arrays": [*layout, "starts", "ends", "trains"],
             "num_clients": plan.num_clients,

@@ -71,6 +71,7 @@ class ParquetSource:
         holdout_fraction: last part of every client's rows that is held out as "seen"; a client keeps at least 1 row.
         unseen_fraction: part of the clients, by keyed hash of their name, that never trains: "unseen".
         cache: folder for the memory-mapped copy; None: `<path>.atoll-cache`.
+        attributes: columns with one value per client, for `attributes_of`; not among the default features.
     """
 
     path: str
@@ -82,6 +83,8 @@ class ParquetSource:
     holdout_fraction: float = 0.2
     unseen_fraction: float = 0.1
     cache: str | None = None
+    # no part of repr, which identities cover: without attributes, data is what it was before there were any
+    attributes: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

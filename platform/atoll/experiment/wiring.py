@@ -41,7 +41,7 @@ def source_of(spec: sp.Spec) -> da.DataSource:
         case sp.ParquetData():
             return da.ParquetSource(
                 data.path, data.client_column, data.label_column, data.features, data.categories, data.task,
-                data.holdout, data.unseen,
+                data.holdout, data.unseen, attributes=data.attributes,
             )  # fmt: skip
         case sp.ArraysData():
             return da.ArraysSource(data.path, _partition_of(data.partition), data.clients, spec.seed)

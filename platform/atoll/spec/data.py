@@ -56,6 +56,9 @@ class ParquetData(Section):
     categories: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         default=(), description="Categorical columns, each with an embedding table."
     )
+    attributes: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(), description="Columns with one value per client, for clusters; features only if named there too."
+    )
     task: Literal["binary", "multiclass"] = Field(default="binary", description="What the label is.")
     holdout: Share = Field(default=0.2, description="Last part of each client's rows, held out as split seen.")
     unseen: Share = Field(default=0.1, description="Part of the clients that never trains, held out as split unseen.")

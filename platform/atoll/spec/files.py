@@ -26,6 +26,8 @@ __all__ = ["arms", "digest", "dump", "identity", "load", "parse", "to_dict"]
 #: what decides neither a bit of the model nor a row of evaluation (design.md 9.4)
 _OUTSIDE_IDENTITY = ("name", "stop", "tracking", "comparison", "runtime")
 _RUNTIME_IDENTITY = ("lanes", "device_class")
+#: fields that came later, with the value that means what specs meant without them: at it, the identity stays as it was
+_ADDED: Mapping[str, Any] = {"data.attributes": [], "clusters.only": None}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -207,6 +209,13 @@ def identity(spec: Spec) -> dict[str, Any]:
     """
     found = {key: value for key, value in to_dict(spec).items() if key not in _OUTSIDE_IDENTITY}
     found["runtime"] = {key: getattr(spec.runtime, key) for key in _RUNTIME_IDENTITY}
+    for path, before in _ADDED.items():
+        *sections, field = path.split(".")
+        inner: Any = found
+        for key in sections:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and inner.get(field, ...) == before:
+            del inner[field]
     return found
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from atoll.data import ParquetSource, open_data
+from atoll.data import CategoryColumn, Encoding, NumericColumn, ParquetSource, attributes_of, encoding_of, open_data
 from atoll.errors import SpecError
 
 ROWS = 60
@@ -223,3 +223,82 @@ def test_files_of_different_columns_are_refused(path: Path, tmp_path: Path) -> N
     found = _places(_source(tmp_path))
     assert [place for place, _ in found] == ["data.path"]
     assert "z.parquet" in found[0][1]
+
+
+def test_attributes_are_one_value_per_client_and_no_default_features(path: Path, columns: dict[str, object]) -> None:
+    numbers = [(2.5, None, 1.0, float("nan"), 0.5, 7.0)[i % 6] for i in range(ROWS)]
+    columns |= {
+        "team": pa.array([("red", "blue", None)[i % 3] for i in range(ROWS)]).dictionary_encode(),
+        "size": pa.array([(i % 6) * 10 for i in range(ROWS)]),
+        "rank": pa.array([None if i % 6 == 1 else i % 6 for i in range(ROWS)]),
+        "height": pa.array(numbers),
+        "old": pa.array([i % 2 == 0 for i in range(ROWS)]),
+    }
+    pq.write_table(pa.table(columns), path, row_group_size=7)
+    names = ("team", "size", "rank", "height", "old")
+    data = open_data(_source(path, features=None, attributes=names))
+    assert data.shape.x_shape == (2,)
+    found = attributes_of(data)
+    assert list(found) == list(names)
+    assert found["team"].tolist() == ["red", "blue", "", "red", "blue", ""]
+    assert found["size"].tolist() == [0, 10, 20, 30, 40, 50]
+    np.testing.assert_array_equal(found["rank"], [0, np.nan, 2, 3, 4, 5])
+    np.testing.assert_array_equal(found["height"], [2.5, np.nan, 1, np.nan, 0.5, 7])
+    assert found["old"].tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_attributes_follow_the_order_of_clients(path: Path, columns: dict[str, object]) -> None:
+    columns["number"] = pa.array([i % 6 for i in range(ROWS)])
+    pq.write_table(pa.table(columns), path)
+    data = open_data(_source(path, attributes=("number",), unseen_fraction=0.6))
+    order = attributes_of(data)["number"]
+    assert data.num_clients < 6
+    assert sorted(order.tolist()) == list(range(6))
+    assert order.tolist() != list(range(6))
+    np.testing.assert_array_equal(
+        data.gather(np.arange(data.num_clients), np.zeros((data.num_clients, 1), int))["x"][:, 0, 0],
+        order[: data.num_clients],
+    )
+
+
+def test_an_attribute_may_be_a_feature_or_a_category_too(path: Path, columns: dict[str, object]) -> None:
+    columns["team"] = pa.array([("red", "blue")[i % 2] for i in range(ROWS)])
+    columns["size"] = pa.array([i % 6 for i in range(ROWS)])
+    pq.write_table(pa.table(columns), path)
+    data = open_data(_source(path, features=("when", "size"), categories=("team",), attributes=("team", "size")))
+    assert data.shape.x_shape == (2,)
+    assert attributes_of(data)["team"].tolist() == ["red", "blue"] * 3
+
+
+def test_columns_that_vary_within_a_client_are_all_refused_with_counts(path: Path, columns: dict[str, object]) -> None:
+    columns["mood"] = pa.array(["calm" if i != 30 else None for i in range(ROWS)])
+    columns["same"] = pa.array([1] * ROWS)
+    pq.write_table(pa.table(columns), path)
+    (_, first), (_, second) = _places(_source(path, features=("flag",), attributes=("when", "mood", "same")))
+    assert "'when', which varies within 6 of 6 clients" in first
+    assert "client 'u0' has 0.0 and 6.0" in first
+    assert "'mood', which varies within 1 of 6 clients" in second
+    assert not list(path.parent.glob("*.atoll-cache/*"))
+
+
+def test_wrong_attributes_are_named(path: Path, columns: dict[str, object]) -> None:
+    columns["day"] = pa.array([0] * ROWS, pa.date32())
+    pq.write_table(pa.table(columns), path)
+    found = _places(_source(path, attributes=("label", "plaice", "day")))
+    assert [place for place, _ in found] == ["data.attributes"] * 3
+    assert "other than the label" in found[0][1]
+    assert "did you mean 'place'" in found[1][1]
+    assert "date32" in found[2][1]
+
+
+def test_data_without_attributes_is_what_it_was(path: Path) -> None:
+    # the digest of runs that were begun before there were attributes
+    assert str(_source(path)).endswith("unseen_fraction=0.0, cache=None)")
+    assert open_data(_source(path)).identity != open_data(_source(path, attributes=("who",))).identity
+
+
+def test_the_encoding_is_the_vocabularies(path: Path) -> None:
+    data = open_data(_source(path, features=("flag", "when"), categories=("place",)))
+    assert encoding_of(data) == Encoding(
+        (NumericColumn("flag"), NumericColumn("when")), (CategoryColumn("place", ("a", "b", "c")),)
+    )
