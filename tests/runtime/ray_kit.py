@@ -21,6 +21,7 @@ from tiny_kit import tiny
 __all__ = [
     "ORDERS",
     "STEPS",
+    "Fragile",
     "Obedient",
     "Orders",
     "Wide",
@@ -76,6 +77,20 @@ class Obedient(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if ORDERS in os.environ and torch.is_grad_enabled():
             _obey(Path(os.environ[ORDERS]))
+        return self.layer(x)
+
+
+class Fragile(torch.nn.Module):
+    """Raises where it is trained, as long as the marker file `raise fragile` is there."""
+
+    def __init__(self, fails: bool = True) -> None:
+        super().__init__()
+        self.layer, self.fails = torch.nn.Linear(4, 1), fails
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_trained = ORDERS in os.environ and torch.is_grad_enabled()
+        if self.fails and is_trained and (Path(os.environ[ORDERS]) / "raise fragile").exists():
+            raise RuntimeError("no such sensor")
         return self.layer(x)
 
 

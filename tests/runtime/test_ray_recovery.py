@@ -163,7 +163,7 @@ def test_a_coordinator_that_hangs_comes_back_and_is_fenced(
     assert ended == [made[0]]
     assert len(made) == 2
     # It still answers, and does nothing: its run ended with the fence. (Epoch 1 was the driver's own.)
-    assert ray.get(made[0].__ray_call__.remote(lambda self: self._journal.epoch), timeout=30) == 2
+    assert ray.get(made[0].__ray_call__.remote(lambda self: self._runs[0].epoch), timeout=30) == 2
     end(cluster, made[0])
 
 

@@ -17,7 +17,8 @@ from atoll.experiment.planning import PlanReport, as_spec, plan
 from atoll.experiment.pruning import Pruned, prune_runs
 from atoll.experiment.records import Run, find_folder, load
 from atoll.experiment.replaying import Replay, ReplayCase, prepare_replay, replay
-from atoll.experiment.running import resume, run, session_for
+from atoll.experiment.running import resume, run
+from atoll.experiment.sessions import session_for
 
 __all__ = [
     "ComparisonRun",

@@ -16,7 +16,8 @@ from atoll.experiment.finishing import observing
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RUNS_FOLDER, STORE_FILE, Run, load
-from atoll.experiment.running import Progress, keyed_folder, new_folder, pinned, run_in, session_for, store_bytes_of
+from atoll.experiment.running import Progress, Wanted, keyed_folder, new_folder, pinned, run_in
+from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import check_store
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
@@ -152,10 +153,8 @@ def _compare(folder: Path, spec: sp.Spec, reports: Sequence[PlanReport], on_run:
             for number, (arm, seed, one) in enumerate(arms, 1):
                 on_progress = None if on_run is None else on_run(arm, number, len(arms), one)
                 slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{arm}-s{seed}")
-                runs.append(
-                    run_in(folder / slug, one, store_key=f"{folder.name}.{slug}", arm=arm, parent_run_id=parent_id,
-                           again=folder, on_progress=on_progress, session=session, runs_folder=folder)
-                )  # fmt: skip
+                wanted = Wanted(folder / slug, one, f"{folder.name}.{slug}", arm, parent_id, again=folder)
+                runs.append(run_in(wanted, on_progress=on_progress, session=session, runs_folder=folder))
         for found in runs:
             check_comparable(found)
         baseline = None if spec.comparison is None else spec.comparison.baseline

@@ -1,92 +1,55 @@
 """`atoll.run` and `atoll.resume`: check everything, run on Ray or in-process, leave a folder and an MLflow run behind.
 
-Both end in `_work`: a run that begins is one whose journal is empty.
+Both end in `work`: a run that begins is one whose journal is empty.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atoll import spec as sp
 from atoll.data import open_data
-from atoll.errors import (
-    AtollError,
-    ClientWorkError,
-    FencedError,
-    InfrastructureError,
-    Interrupted,
-    Problem,
-    SpecError,
-)
-from atoll.experiment.birth import Birth, born
-from atoll.experiment.finishing import finish, observing, run_of
+from atoll.errors import Problem, SpecError
+from atoll.experiment.birth import born
 from atoll.experiment.places import check_device, check_places, only_one
-from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
+from atoll.experiment.planning import SpecLike, as_spec, plan
 from atoll.experiment.records import (
     COMPARISON_FILE,
     JOURNAL_FILE,
     RESULT_FILE,
     RUNS_FOLDER,
     STORE_FILE,
-    TOLD,
     Run,
     find_folder,
     read_result,
-    short,
 )
-from atoll.experiment.resuming import Resumption, check_resumption
+from atoll.experiment.resuming import check_resumption
 from atoll.experiment.storing import RunStore, check_store, store_in, store_of
 from atoll.experiment.wiring import source_of
-from atoll.runtime.store import Commit, Journal, LocalFiles
-from atoll.tracking import MlflowTracker, RunInfo, absolute_uri, flatten_params, preflight, summary_tags
-
-if TYPE_CHECKING:
-    from atoll.runtime import RunResult
+from atoll.experiment.working import Ended, Work, begin_work, work
+from atoll.tracking import absolute_uri, preflight
 
 __all__ = [
     "Progress",
+    "Wanted",
     "keyed_folder",
     "new_folder",
     "pinned",
     "resume",
     "run",
     "run_in",
-    "session_for",
-    "store_bytes_of",
+    "run_together",
 ]
 
+#: called with figures for a display
 Progress = Callable[[dict[str, float]], None]
-
-
-def store_bytes_of(report: PlanReport) -> int:
-    """Object store that an embedded Ray needs for this plan's live versions."""
-    return max(512 * 2**20, 3 * report.summary.peak_live_versions * report.model_bytes)
-
-
-def session_for(spec: sp.Spec, store_bytes: int = 0) -> AbstractContextManager[Any]:
-    """The Ray session that `spec` asks for, to be entered; a null context for the inline runtime.
-
-    Give it to several `run` calls to share workers between them.
-
-    Args:
-        spec: its `runtime`.
-        store_bytes: object store of an embedded Ray, unless the spec names it; 0: a default.
-    """
-    runtime = spec.runtime
-    if not isinstance(runtime, sp.RayRuntime):
-        return nullcontext()
-    from atoll.runtime.session import RaySession
-
-    return RaySession(runtime.workers, runtime.gpus_per_worker, runtime.object_store_bytes or store_bytes or None)
 
 
 def run(
@@ -120,53 +83,118 @@ def run(
         arms = ", ".join(resolved.comparison.arms)
         raise SpecError([Problem("comparison", f"arms {arms}", "null for a single run", hint=hint)])
     folder = None if key is None else keyed_folder(key, Path(runs_folder))
-    return run_in(folder, resolved, on_progress=on_progress, session=session, runs_folder=runs_folder)
+    wanted = Wanted(folder, resolved)
+    return run_in(wanted, on_progress=on_progress, session=session, runs_folder=runs_folder)
 
 
-def run_in(
-    folder: Path | None,
-    spec: sp.Spec,
-    *,
-    store_key: str | None = None,
-    arm: str = "",
-    parent_run_id: str | None = None,
-    again: Path | None = None,
-    on_progress: Progress | None = None,
-    session: Any = None,
-    runs_folder: str | Path = RUNS_FOLDER,
-) -> Run:
-    """As `run`, in a given folder (a new one if None): begins there, goes on there, or returns what is finished.
+@dataclass(frozen=True)
+class Wanted:
+    """A run that is to be there, in the end.
 
-    Args:
-        folder: of the run.
+    Attributes:
+        folder: of the run; a new one if None.
         spec: without a comparison.
         store_key: names the run in a shared store; the folder's name if None.
         arm: its arm in a comparison.
         parent_run_id: MLflow run of the comparison.
         again: what a person is to resume after a stop; the run itself if None.
-        on_progress: called with figures for a display.
-        session: an entered session.
-        runs_folder: where a new folder is made.
     """
-    spec = pinned(spec)
+
+    folder: Path | None
+    spec: sp.Spec
+    store_key: str | None = None
+    arm: str = ""
+    parent_run_id: str | None = None
+    again: Path | None = None
+
+
+def run_together(
+    wanted: Sequence[Wanted],
+    *,
+    on_progress: Callable[[list[dict[str, float]]], None] | None = None,
+    session: Any = None,
+    runs_folder: str | Path = RUNS_FOLDER,
+) -> list[Ended]:
+    """Runs several experiments at the same time on shared workers: begins, goes on, or takes what is finished.
+
+    Args:
+        wanted: with one runtime.
+        on_progress: called with figures for a display, one mapping per run, empty where there is nothing to do.
+        session: an entered session; made here if None.
+        runs_folder: where new folders are made.
+
+    Returns:
+        Per run: finished, or what ended it; one that fails does not take the others down.
+
+    Raises:
+        SpecError, PlanError: one of them is refused; none has trained then.
+        FencedError: another process works on one of them.
+    """
+    with ExitStack() as locks:
+        found = [_undertake(one, locks, Path(runs_folder)) for one in wanted]
+        todo = [number for number, one in enumerate(found) if isinstance(one, Work)]
+
+        def note(figures: list[dict[str, float]]) -> None:
+            if on_progress is not None:
+                known = dict(zip(todo, figures, strict=True))
+                on_progress([known.get(number, {}) for number in range(len(found))])
+
+        ended = iter(work([one for one in found if isinstance(one, Work)], session, note))
+        return [next(ended) if isinstance(one, Work) else one for one in found]
+
+
+def _only(ended: list[Ended]) -> Run:
+    """The one run.
+
+    Raises:
+        AtollError, Interrupted: it did not finish.
+    """
+    (one,) = ended
+    if not isinstance(one, Run):
+        raise one
+    return one
+
+
+def _single(on_progress: Progress | None) -> Callable[[list[dict[str, float]]], None] | None:
+    return None if on_progress is None else lambda figures: on_progress(figures[0])
+
+
+def run_in(
+    wanted: Wanted,
+    *,
+    on_progress: Progress | None = None,
+    session: Any = None,
+    runs_folder: str | Path = RUNS_FOLDER,
+) -> Run:
+    """As `run`, in a given folder: begins there, goes on there, or returns what is finished."""
+    note = _single(on_progress)
+    return _only(run_together([wanted], on_progress=note, session=session, runs_folder=runs_folder))
+
+
+def _undertake(wanted: Wanted, locks: ExitStack, runs_folder: Path) -> Run | Work:
+    """What there is to do for a run: nothing, or work."""
+    spec, folder = pinned(wanted.spec), wanted.folder
     check_store(spec)
-    if folder is not None and _there(spec, folder, store_key or folder.name).is_begun():
-        return _go_on(folder, spec, again=again, on_progress=on_progress, session=session)
+    if folder is not None and _there(spec, folder, wanted.store_key or folder.name).is_begun():
+        return _go_on(folder, spec, locks, again=wanted.again)
     report = plan(spec)
     preflight(spec.tracking.uri)
     check_places(spec, runs_folder)
     check_device(spec)
-    folder = new_folder(spec, Path(runs_folder)) if folder is None else folder
-    key = store_key or folder.name
+    folder = new_folder(spec, runs_folder) if folder is None else folder
+    key = wanted.store_key or folder.name
     store = store_of(spec, folder, key)
     store.prepare()
     # Not the folder's name: another run may get that later, and must not be taken for this one by the tracking store.
-    birth = born(spec, open_data(source_of(spec)), f"{key}-{secrets.token_hex(4)}", arm, parent_run_id)
-    with only_one(folder):
+    run_key = f"{key}-{secrets.token_hex(4)}"
+    birth = born(spec, open_data(source_of(spec)), run_key, wanted.arm, wanted.parent_run_id)
+    with ExitStack() as own:
+        own.enter_context(only_one(folder))
         if not store.is_begun():
-            return _work(folder, spec, report, birth, on_progress, session, again=again)
+            locks.push(own.pop_all())
+            return begin_work(folder, spec, report, birth, again=wanted.again)
     # Another process has begun it while this one planned.
-    return _go_on(folder, spec, again=again, on_progress=on_progress, session=session)
+    return _go_on(folder, spec, locks, again=wanted.again)
 
 
 def _there(spec: sp.Spec, folder: Path, key: str) -> RunStore:
@@ -220,155 +248,28 @@ def resume(
     if (folder / COMPARISON_FILE).is_file():
         hint = "atoll.experiment.resume_comparison goes on with all of it; or name one of its runs"
         raise SpecError([Problem("run", repr(str(run)), "a single run", "this is a comparison", hint)])
-    return _go_on(folder, overrides, force=force, on_progress=on_progress, session=session)
+    with ExitStack() as locks:
+        found = _go_on(folder, overrides, locks, force=force)
+        return _only(work([found], session, _single(on_progress))) if isinstance(found, Work) else found
 
 
 def _go_on(
     folder: Path,
     change: sp.Spec | Sequence[str],
+    locks: ExitStack,
     *,
     force: bool = False,
     again: Path | None = None,
-    on_progress: Progress | None = None,
-    session: Any = None,
-) -> Run:
-    with only_one(folder):
-        found = check_resumption(folder, change, force=force)
-        spec = pinned(found.spec)
-        if found.is_moved:
-            preflight(spec.tracking.uri)
-            check_places(spec, folder)
-        if found.is_complete and (folder / RESULT_FILE).is_file() and not (found.has_untold or found.is_moved):
-            return read_result(folder)
-        return _work(folder, spec, found.report, found.birth, on_progress, session, found, again=again)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a run lives and how it is tracked."""
-
-    folder: Path
-    uri: str
-    info: RunInfo
-
-    def journal(self) -> Journal:
-        """The run's journal, claimed."""
-        journal = store_in(self.folder).journal()
-        journal.claim()
-        return journal
-
-
-def _work(
-    folder: Path,
-    spec: sp.Spec,
-    report: PlanReport | None,
-    birth: Birth,
-    on_progress: Progress | None,
-    session: Any,
-    resumed: Resumption | None = None,
-    *,
-    again: Path | None = None,
-) -> Run:
-    """The run from where its journal stands to its end."""
-    is_comparable = resumed is None or resumed.is_comparable
-    place = _Place(folder, spec.tracking.uri, _run_info(spec, birth))
-    tracker = MlflowTracker(place.uri, spec.tracking.artifacts)
-    store_bytes = store_bytes_of(report) if report is not None else 0 if resumed is None else resumed.store_bytes
-    run_id = _begin(place, spec, birth, tracker, resumed, store_bytes, is_comparable=is_comparable)
-    try:
-        LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
-        is_over = resumed is not None and resumed.is_complete
-        result = _execute(spec, store_bytes, place, session, on_progress, is_over=is_over)
-        with observing():
-            run_id = tracker.start(place.info)  # where the service was away at the start
-        finished = run_of(spec, result, folder, run_id, place.uri, birth.arm, is_comparable=is_comparable)
-        if finish(finished, spec, result.model, tracker):
-            with closing(place.journal()) as journal:
-                journal.commit(Commit(meta={TOLD: "yes"}))
-    except FencedError:
-        raise  # the run is another process's now: neither its status nor advice is this one's business
-    except BaseException as error:
-        with observing():
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise _with_advice(error, folder, again or folder, spec) from error.__cause__
-    return finished
-
-
-def _begin(
-    place: _Place,
-    spec: sp.Spec,
-    birth: Birth,
-    tracker: MlflowTracker,
-    resumed: Resumption | None,
-    store_bytes: int,
-    *,
-    is_comparable: bool,
-) -> str:
-    """Writes into the journal what the run is, finds or makes its MLflow run; returns the run's id, "" if unknown."""
-    with closing(place.journal()) as journal:
-        meta = {"name": spec.name, "birth": birth.to_json(), "spec": json.dumps(sp.to_dict(spec)), TOLD: "no"}
-        meta |= {"tracking": f"{place.uri} {place.info.experiment}", "is_comparable": "yes" if is_comparable else "no"}
-        meta["store_bytes"] = str(store_bytes)
-        if resumed is None or not resumed.is_complete:
-            meta["ended"] = "null"
-            (place.folder / RESULT_FILE).unlink(missing_ok=True)
-        if resumed is not None and resumed.is_moved:
-            journal.publish_again()
-            meta["run_id"] = ""
-        journal.commit(Commit(meta=meta))
-        known = journal.get("run_id") or ""
-        try:
-            run_id = tracker.start(place.info)
-        except InfrastructureError:
-            # Found again by its key when the service is back; the rows wait in the journal.
-            if resumed is None and birth.parent_run_id is None:
-                raise
-            return known
-        if known and run_id != known:
-            journal.publish_again()  # the run that had the rows is not there any more
-        journal.commit(Commit(meta={"run_id": run_id}))
-    return run_id
-
-
-def _execute(
-    spec: sp.Spec,
-    store_bytes: int,
-    place: _Place,
-    session: Any,
-    on_progress: Progress | None,
-    *,
-    is_over: bool,
-) -> RunResult:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from atoll.experiment.building import parts_of
-
-    parts = parts_of(spec, store_in(place.folder), place.uri, spec.tracking.artifacts, place.info)
-    # A run whose steps are all done only needs its end: the same bits, and no cluster.
-    if is_over or not isinstance(spec.runtime, sp.RayRuntime):
-        import torch
-
-        from atoll.runtime import run_inline
-
-        torch.set_num_threads(1)
-        return run_inline(parts, on_progress=on_progress)
-    from atoll.runtime.ray_executor import run_on_ray
-
-    if session is not None:
-        return run_on_ray(parts, session, on_progress=on_progress)
-    with session_for(spec, store_bytes) as own:
-        return run_on_ray(parts, own, on_progress=on_progress)
-
-
-def _with_advice(error: BaseException, folder: Path, again: Path, spec: sp.Spec) -> BaseException:
-    """The error, with what to do about it."""
-    command = f"atoll resume {short(again)}"
-    if isinstance(error, Interrupted):
-        return Interrupted(f"{error.message}; everything up to there is kept. Go on with: {command}")
-    if isinstance(error, ClientWorkError) and error.task_id is not None:
-        error.add_note(f"seed {spec.seed}; replay this client alone: atoll replay {short(folder)} {error.task_id}")
-    if isinstance(error, AtollError) and error.exit_code == 3:
-        error.add_note(f"What is committed is kept. When the cause is gone: {command}")
-    return error
+) -> Run | Work:
+    locks.enter_context(only_one(folder))
+    found = check_resumption(folder, change, force=force)
+    spec = pinned(found.spec)
+    if found.is_moved:
+        preflight(spec.tracking.uri)
+        check_places(spec, folder)
+    if found.is_complete and (folder / RESULT_FILE).is_file() and not (found.has_untold or found.is_moved):
+        return read_result(folder)
+    return begin_work(folder, spec, found.report, found.birth, found, again=again)
 
 
 def new_folder(spec: sp.Spec, root: Path) -> Path:
@@ -389,13 +290,3 @@ def keyed_folder(key: str, root: Path) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", key):
         raise SpecError([Problem("key", repr(key), "letters, digits and _ . -", "it names a folder")])
     return (root / key).absolute()
-
-
-def _run_info(spec: sp.Spec, birth: Birth) -> RunInfo:
-    from atoll.experiment.modelling import lanes_of, shape_of
-
-    lanes = lanes_of(spec, shape_of(spec, open_data(source_of(spec)).shape))
-    tags = summary_tags(birth.arm, spec.seed) | {"fl.spec_digest": sp.digest(spec)}
-    params = flatten_params(sp.to_dict(spec)) | {"lanes": str(lanes)}
-    experiment = spec.tracking.experiment or spec.name
-    return RunInfo(experiment, spec.name, birth.run_key, params, tags, birth.parent_run_id)

@@ -9,27 +9,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from atoll.runtime.coordinator import Coordinator, CoordinatorSettings, Target
-from atoll.runtime.parts import Parts, Publisher, RunResult
+from atoll.runtime.parts import Outcome, Parts, Publisher, RunResult
 from atoll.runtime.store import MetricRow
 
 if TYPE_CHECKING:
-    from atoll.runtime.inline import run_inline
+    from atoll.runtime.inline import run_inline, run_inline_together
 
 __all__ = [
     "Coordinator",
     "CoordinatorSettings",
     "MetricRow",
+    "Outcome",
     "Parts",
     "Publisher",
     "RunResult",
     "Target",
     "run_inline",
+    "run_inline_together",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "run_inline":
-        from atoll.runtime.inline import run_inline
+    if name in ("run_inline", "run_inline_together"):
+        from atoll.runtime import inline
 
-        return run_inline
+        return getattr(inline, name)
     raise AttributeError(f"module 'atoll.runtime' has no attribute {name!r}")

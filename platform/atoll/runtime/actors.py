@@ -34,36 +34,61 @@ __all__ = ["AggregatorShell", "ClientPool", "TrackerShell"]
 _NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
 
+@dataclasses.dataclass
+class _Tenant:
+    """What a pool holds for one run."""
+
+    epoch: int
+    learner: Learner
+    make_evaluator: Callable[[], Evaluator]
+    evaluator: Evaluator | None = None
+    versions: dict[int, ModelVersion] = dataclasses.field(default_factory=dict)
+
+    def take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
+        """Keeps what is wanted of the bundles."""
+        for version in forget:
+            self.versions.pop(version, None)
+        # Of a bundle only what was asked for: nobody would ever tell this pool to forget the rest.
+        for bundle in bundles:
+            self.versions.update({model.version: model for model in bundle if model.version in wanted})
+
+
 class ClientPool:
     """Trains blocks and evaluates versions; caches data and versions; owns nothing.
 
-    One per core or GPU. Serves one run after another: `open` tells how to build the next one's learner.
+    One per core or GPU. Serves the runs of one coordinator side by side, and those of the next one after them: `open`
+    tells how to build a run's learner.
     """
 
     def __init__(self) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._versions: dict[int, ModelVersion] = {}
-        self._learner: Learner | None = None
-        self._evaluator: Evaluator | None = None
-        self._make_evaluator: Callable[[], Evaluator] | None = None
-        self._epoch = 0
+        self._tenants: dict[int, _Tenant] = {}
 
     def open(
-        self, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator], epoch: int = 0
+        self, run: int, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator], epoch: int
     ) -> tuple[str, int]:
-        """Forgets the run before and prepares this one, for the coordinator of this epoch; returns where it runs."""
-        self._versions, self._epoch = {}, epoch
-        self._learner, self._make_evaluator, self._evaluator = make_learner(), make_evaluator, None
+        """Prepares run number `run` for the coordinator of this epoch, forgetting what had the number before.
+
+        Returns:
+            Where this pool runs: host and process id.
+        """
+        self._tenants.pop(run, None)
+        self._tenants[run] = _Tenant(epoch, make_learner(), make_evaluator)
         return _place()
 
+    def close(self, run: int) -> None:
+        """Forgets a run."""
+        self._tenants.pop(run, None)
+
     def train(
-        self, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int = 0
+        self, run: int, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int
     ) -> tuple[float | ClientWorkError, BlockResult | None]:
         """Trains blocks; returns (busy seconds, their exact partial sums merged).
 
         Args:
+            run: its number.
             blocks: work.
             forget: versions that nobody asks for any more.
             bundles: versions that this pool lacks.
@@ -73,46 +98,38 @@ class ClientPool:
         the pool is fine, and what is to be done is the coordinator's decision.
         """
         started = time.perf_counter()
-        self._check(epoch)
-        self._take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
-        if self._learner is None:
-            raise AssertionError("ClientPool.train before open")
+        tenant = self._tenant(run, epoch)
+        tenant.take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
         try:
-            merged = merge_results([train_block(self._learner, block, self._versions) for block in blocks])
+            merged = merge_results([train_block(tenant.learner, block, tenant.versions) for block in blocks])
         except ClientWorkError as error:
             _release_memory(error)
             return error, None
         return time.perf_counter() - started, merged
 
     def evaluate(
-        self, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int = 0
+        self, run: int, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int
     ) -> tuple[float, dict[str, float] | ClientWorkError]:
         """(busy seconds, metrics of one version, or what went wrong)."""
         started = time.perf_counter()
-        self._check(epoch)
-        self._take({version}, forget, bundles)
-        if self._evaluator is None:
-            if self._make_evaluator is None:
-                raise AssertionError("ClientPool.evaluate before open")
-            self._evaluator = self._make_evaluator()
+        tenant = self._tenant(run, epoch)
+        tenant.take({version}, forget, bundles)
+        if tenant.evaluator is None:
+            tenant.evaluator = tenant.make_evaluator()
         try:
-            metrics = evaluate_version(self._evaluator, self._versions[version])
+            metrics = evaluate_version(tenant.evaluator, tenant.versions[version])
         except ClientWorkError as error:
             _release_memory(error)
             return time.perf_counter() - started, error
         return time.perf_counter() - started, metrics
 
-    def _check(self, epoch: int) -> None:
+    def _tenant(self, run: int, epoch: int) -> _Tenant:
         # One coordinator only: what another one has sent, or made this pool forget, is not what this one believes.
-        if epoch != self._epoch:
-            raise FencedError(f"a client pool works for epoch {self._epoch} of its run; epoch {epoch} is over")
-
-    def _take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
-        for version in forget:
-            self._versions.pop(version, None)
-        # Of a bundle only what was asked for: nobody would ever tell this pool to forget the rest.
-        for bundle in bundles:
-            self._versions.update({model.version: model for model in bundle if model.version in wanted})
+        tenant = self._tenants.get(run)
+        if tenant is None or tenant.epoch != epoch:
+            of = "no epoch" if tenant is None else f"epoch {tenant.epoch}"
+            raise FencedError(f"a client pool works for {of} of run {run}; epoch {epoch} is over")
+        return tenant
 
 
 def _place() -> tuple[str, int]:
@@ -183,15 +200,13 @@ class TrackerShell:
     """Rows and files → tracking service, off the training path."""
 
     def __init__(self) -> None:
-        self._sending: Sending | None = None
+        self._sending: dict[int, Sending] = {}
 
-    def open(self, make_publisher: Callable[[], Publisher]) -> tuple[str, int]:
-        """Takes up a run; returns where it runs. The service is contacted with the first batch."""
-        self._sending = Sending(make_publisher)
+    def open(self, run: int, make_publisher: Callable[[], Publisher]) -> tuple[str, int]:
+        """Takes up run number `run`; returns where it runs. The service is contacted with the first batch."""
+        self._sending[run] = Sending(make_publisher)
         return _place()
 
-    def send(self, batch: Batch) -> None:
+    def send(self, run: int, batch: Batch) -> None:
         """Sends; raises where the service does not take it."""
-        if self._sending is None:
-            raise AssertionError("TrackerShell.send before open")
-        self._sending.send(batch)
+        self._sending[run].send(batch)

@@ -143,6 +143,10 @@ class Coordinator:
         """Version at which the run ends, as far as is known."""
         return self._stop_at
 
+    def share(self, num_runs: int) -> None:
+        """So many runs share the pools now."""
+        self._dispatcher.share(num_runs)
+
     # ---- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> list[Instruction]:

@@ -15,7 +15,7 @@ from atoll.runtime.events import Evaluate, Train
 
 __all__ = ["Dispatcher"]
 
-#: Calls that a pool may hold at once: one that runs and one that waits, to hide the round trip.
+#: Calls of all runs that a pool should hold at once: one that runs and one that waits, to hide the round trip.
 _CALLS_PER_POOL = 2
 #: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time).
 _CALL_TARGET_S = 0.3
@@ -54,6 +54,7 @@ class Dispatcher:
 
     def __init__(self, ready_pools: Iterable[int], window_steps: int, max_failures: int) -> None:
         self._pools = set(ready_pools)
+        self._calls_per_pool = _CALLS_PER_POOL
         self._window_steps, self._max_failures = window_steps, max_failures
         self._calls: dict[int, _Call] = {}
         self._next_call = 0
@@ -74,6 +75,10 @@ class Dispatcher:
     def add(self, block: Block) -> None:
         """All start versions of `block` exist."""
         heapq.heappush(self._ready, (int(block.step.min()) // self._window_steps, block.block_id, block))
+
+    def share(self, num_runs: int) -> None:
+        """So many runs share the pools: each holds fewer calls, at least one."""
+        self._calls_per_pool = -(-_CALLS_PER_POOL // max(num_runs, 1))
 
     def pool_ready(self, pool: int) -> None:
         """`pool` can take work."""
@@ -177,7 +182,7 @@ class Dispatcher:
     def train(self) -> Iterator[Train]:
         """Gives blocks to pools that have room."""
         while self._ready and self._room() > 0:
-            free = [pool for pool in sorted(self._pools) if self._num_calls(pool) < _CALLS_PER_POOL]
+            free = [pool for pool in sorted(self._pools) if self._num_calls(pool) < self._calls_per_pool]
             if not free:
                 return
             pool = min(free, key=self._load)
@@ -194,7 +199,9 @@ class Dispatcher:
         window = self._ready[0][0]
         ready = sum(_cost(entry[2]) for entry in self._ready if entry[0] == window)
         # Until it is known what work costs, one block at a time: a long call would look like one that hangs.
-        limit = min(ready / (_CALLS_PER_POOL * len(self._pools)), _CALL_TARGET_S / self._cost_s if self._cost_s else 0)
+        limit = min(
+            ready / (self._calls_per_pool * len(self._pools)), _CALL_TARGET_S / self._cost_s if self._cost_s else 0
+        )
         room = self._room()
         blocks = [heapq.heappop(self._ready)[2]]
         taken = _cost(blocks[0])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from atoll.aggregation import Step
-from atoll.errors import ClientWorkError, FencedError, Interrupted
+from atoll.errors import AtollError, ClientWorkError, FencedError, Interrupted
 from atoll.messages import ModelVersion
 from atoll.runtime.aggregating import DurableAggregator
 from atoll.runtime.events import (
@@ -31,14 +31,14 @@ from atoll.runtime.events import (
     WorkFailed,
 )
 from atoll.runtime.opening import begin
-from atoll.runtime.parts import Parts, RunResult
+from atoll.runtime.parts import Outcome, Parts, RunResult
 from atoll.runtime.publishing import Sending
 from atoll.runtime.recorder import checkpoint_artifact, result_of
 from atoll.runtime.stopping import StopSignal
 from atoll.runtime.store import Journal
 from atoll.runtime.work import evaluate_version, train_block
 
-__all__ = ["run_inline"]
+__all__ = ["run_inline", "run_inline_together"]
 
 #: how long the end of a run waits for the tracking service to take what is left
 _DRAIN_S, _DRAIN_INTERRUPTED_S = 30.0, 3.0
@@ -53,40 +53,93 @@ def run_inline(
     pick: Pick | None = None,
     on_progress: Callable[[dict[str, float]], None] | None = None,
 ) -> RunResult:
-    """Runs to the end in this process and thread, from the journal's newest snapshot if there is one.
-
-    Args:
-        parts: the run.
-        num_pools: pretended pools; changes how work is grouped, never a bit of the result.
-        pick: which waiting call to do next; the first, if None. Tests shuffle with it.
-        on_progress: called after every event with figures for a display.
+    """`run_inline_together` of one run.
 
     Raises:
-        ClientWorkError: client code raised; carries its traceback.
-        AggregationError: an exact sum left its bounds, or a step came out otherwise than it was committed.
-        InfrastructureError: the journal or a snapshot cannot be written.
-        Interrupted: Ctrl-C or SIGTERM; everything up to a step boundary is committed.
+        As the outcomes of run_inline_together.
+    """
+
+    def note(found: list[dict[str, float]]) -> None:
+        if on_progress is not None:
+            on_progress(found[0])
+
+    (outcome,) = run_inline_together([parts], num_pools=num_pools, pick=pick, on_progress=note)
+    if not isinstance(outcome, RunResult):
+        raise outcome
+    return outcome
+
+
+def run_inline_together(
+    runs: Sequence[Parts],
+    *,
+    num_pools: int = 1,
+    pick: Pick | None = None,
+    on_progress: Callable[[list[dict[str, float]]], None] | None = None,
+) -> list[Outcome]:
+    """Runs all of `runs` to their ends in this process and thread, each from its journal's newest snapshot.
+
+    The run that has used least time so far is next, so that they share the thread fairly.
+
+    Args:
+        runs: one or more.
+        num_pools: pretended pools; changes how work is grouped, never a bit of the result.
+        pick: which waiting call to do next; the first, if None. Tests shuffle with it.
+        on_progress: called after every event with figures for a display, one mapping per run.
+
+    Returns:
+        Per run its result, or the error that ended it; the others go on without it.
+
+        ClientWorkError: client code raised; carries its traceback. AggregationError: an exact sum left its bounds, or
+        a step came out otherwise than it was committed. InfrastructureError: the journal or a snapshot cannot be
+        written. Interrupted: Ctrl-C or SIGTERM; everything up to a step boundary is committed.
+
+    Raises:
+        FencedError: another process has taken a run over.
 
     Purity: the model and every metric outside `wall_*` are functions of the plan.
     """
-    with contextlib.closing(parts.make_journal()) as journal, StopSignal() as stop:
-        journal.claim()
-        return _Inline(parts, journal, num_pools, pick or (lambda waiting: 0), on_progress, stop).run()
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        choose = pick or (lambda waiting: 0)
+        outcomes: dict[int, Outcome] = {}
+        going: dict[int, _Inline] = {}
+        for number, parts in enumerate(runs):
+            with _ending(outcomes, number):
+                journal = stack.enter_context(contextlib.closing(parts.make_journal()))
+                journal.claim()
+                going[number] = _Inline(parts, journal, num_pools, choose)
+                going[number].start()
+        while going:
+            number = min(going, key=lambda one: going[one].used_s)
+            run = going[number]
+            with _ending(outcomes, number):
+                run.advance(stop)
+                outcome = run.outcome()
+                if outcome is not None:
+                    outcomes[number] = outcome
+            if number in outcomes:
+                del going[number]
+            elif on_progress is not None:
+                on_progress([going[one].progress() if one in going else {} for one in range(len(runs))])
+    return [outcomes[number] for number in range(len(runs))]
+
+
+@contextlib.contextmanager
+def _ending(outcomes: dict[int, Outcome], number: int) -> Iterator[None]:
+    """An error of atoll ends the run that it comes from; a fence, or a bug, ends everything."""
+    try:
+        yield
+    except FencedError:
+        raise
+    except AtollError as error:
+        outcomes[number] = error
 
 
 class _Inline:
     """One run's state: the actors of the Ray executor as plain objects."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        journal: Journal,
-        num_pools: int,
-        pick: Pick,
-        on_progress: Callable[[dict[str, float]], None] | None,
-        stop: StopSignal,
-    ) -> None:
-        self._parts, self._pick, self._on_progress, self._stop = parts, pick, on_progress, stop
+    def __init__(self, parts: Parts, journal: Journal, num_pools: int, pick: Pick) -> None:
+        self._parts, self._pick = parts, pick
         self._learner = parts.make_learner()
         self._evaluator = parts.make_evaluator()
         self._aggregator = DurableAggregator(
@@ -102,30 +155,57 @@ class _Inline:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="atoll-tracker")
         self._sending = Sending(parts.make_publisher)
         self._sent: Future[None] | None = None
+        #: wall seconds that this run has had of the thread
+        self.used_s = 0.0
+        self._is_over = False
 
-    def run(self) -> RunResult:
-        try:
+    def start(self) -> None:
+        """What there is to do first."""
+        with self._concluding():
             self._perform(self._coordinator.start())
-            while self._end is None and not self._stop.is_set:
+
+    def advance(self, stop: StopSignal) -> None:
+        """One call, or the end."""
+        started = time.perf_counter()
+        with self._concluding():
+            if self._end is None and not stop.is_set:
                 call = self._waiting.pop(self._pick(self._waiting))
                 for event in self._execute(call):
                     self._perform(self._coordinator.handle(event))
                 self._save()
                 self._recorder.flush()
                 self._publish()
-                if self._on_progress is not None:
-                    self._on_progress(self._recorder.progress())
-            self._conclude()
+            if self._end is not None or stop.is_set:
+                self._conclude()
+                self._is_over = True
+        if self._is_over:
+            self._sender.shutdown(wait=False, cancel_futures=True)
+        self.used_s += time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def _concluding(self) -> Iterator[None]:
+        """Whatever goes wrong, what there is becomes durable as far as that still works."""
+        try:
+            yield
         except (FencedError, KeyboardInterrupt):
+            self._sender.shutdown(wait=False, cancel_futures=True)
             raise
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self._conclude()
-            raise
-        finally:
             self._sender.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def progress(self) -> dict[str, float]:
+        """Figures for a display."""
+        return self._recorder.progress()
+
+    def outcome(self) -> Outcome | None:
+        """How it ended; None: it goes on."""
+        if not self._is_over:
+            return None
         if self._end is None:
-            raise Interrupted(f"stopped at server step {self._coordinator.version}")
+            return Interrupted(f"stopped at server step {self._coordinator.version}")
         model = self._versions[self._end.version]
         return result_of(self._end, model, self._coordinator, self._recorder, self._journal)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atoll.aggregation import Aggregator, AggregatorState
+from atoll.errors import AtollError, Interrupted
 from atoll.messages import ModelVersion
 from atoll.plan import Planner
 from atoll.runtime.coordinator import CoordinatorSettings
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
     from atoll.learner import Learner
 
-__all__ = ["Durability", "Parts", "Publisher", "RunResult", "TimelineFile"]
+__all__ = ["Durability", "Outcome", "Parts", "Publisher", "RunResult", "TimelineFile"]
 
 
 class TimelineFile(Protocol):
@@ -134,3 +135,7 @@ class RunResult:
     lost_pools: int = 0
     attempts: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: how one of several runs ended: its result, or what went wrong
+Outcome = RunResult | AtollError | Interrupted

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from atoll.errors import AtollError, InfrastructureError, Interrupted
-from atoll.runtime.parts import Parts, RunResult
+from atoll.runtime.parts import Outcome, Parts, RunResult
 from atoll.runtime.session import RaySession
 from atoll.runtime.stopping import Patience, StopSignal
 
@@ -26,31 +26,38 @@ _BIRTH_S = 120.0
 #: how long a stopped run may take to commit what there is
 _STOP_S = 90.0
 _log = logging.getLogger(__name__)
-Progress = Callable[[dict[str, float]], None]
+Progress = Callable[[list[dict[str, float]]], None]
 
 
 class _Silent(Exception):
     """The coordinator gives no sign of life."""
 
 
-def run_on_ray(parts: Parts, session: RaySession, *, on_progress: Progress | None = None) -> RunResult:
-    """Runs on the session's pools, from the journal's newest snapshot if there is one; the same bits as `run_inline`.
+def run_on_ray(runs: Sequence[Parts], session: RaySession, *, on_progress: Progress | None = None) -> list[Outcome]:
+    """Runs all of `runs` at the same time on the session's pools, each from its journal's newest snapshot.
+
+    Every run ends in the same bits as `run_inline` ends it, whatever runs beside it.
 
     Args:
-        parts: the run.
+        runs: one or more.
         session: an entered session.
-        on_progress: called several times a second with figures for a display.
+        on_progress: called several times a second with figures for a display, one mapping per run.
+
+    Returns:
+        Per run its result, or the error that ended it: ClientWorkError, AggregationError and InfrastructureError as
+        inline; Interrupted after Ctrl-C or SIGTERM, with everything up to a step boundary committed.
 
     Raises:
-        ClientWorkError, AggregationError: as inline.
-        InfrastructureError: processes died more often than the run may recover from.
-        Interrupted: Ctrl-C or SIGTERM; everything up to a step boundary is committed.
+        InfrastructureError: processes that the runs share died more often than they may recover from.
+        FencedError: another process has taken a run over.
+        Interrupted: stopped while there was no coordinator.
     """
     patience = Patience("the coordinator process", _MOST_LOST_COORDINATORS)
-    figures: dict[str, float] = {}
+    figures: list[dict[str, float]] = [{} for _ in runs]
 
-    def note(found: dict[str, float]) -> None:
-        figures.update(found)
+    def note(found: list[dict[str, float]]) -> None:
+        for known, new in zip(figures, found, strict=True):
+            known.update(new)
         if on_progress is not None:
             on_progress(found)
 
@@ -59,12 +66,12 @@ def run_on_ray(parts: Parts, session: RaySession, *, on_progress: Progress | Non
             if not session.is_new:
                 session.revive()
             session.is_new = False
-            coordinator = session.new_coordinator(parts)
+            coordinator = session.new_coordinator(list(runs))
             try:
-                result = _follow(coordinator, parts.durability.hang_s or _SILENT_S, stop, note)
+                result = _follow(coordinator, runs[0].durability.hang_s or _SILENT_S, stop, note)
                 break
             except (RayActorError, _Silent) as error:
-                patience.lost(int(figures.get("saved_version", 0)), error)
+                patience.lost(int(sum(known.get("saved_version", 0) for known in figures)), error)
                 story = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 _log.warning("the coordinator process was lost (%s); the run goes on from its last snapshot", story)
                 if stop.is_set:
@@ -72,12 +79,12 @@ def run_on_ray(parts: Parts, session: RaySession, *, on_progress: Progress | Non
             finally:
                 session.end(coordinator)
     if result is None:
-        raise Interrupted(f"stopped at server step {figures.get('step', 0):.0f}")
-    note(dict(result.extra))
+        return [Interrupted(f"stopped at server step {known.get('step', 0):.0f}") for known in figures]
+    note([dict(one.extra) if isinstance(one, RunResult) else {} for one in result])
     return result
 
 
-def _follow(coordinator: Any, silent_s: float, stop: StopSignal, note: Progress) -> RunResult | None:
+def _follow(coordinator: Any, silent_s: float, stop: StopSignal, note: Progress) -> list[Outcome] | None:
     """Waits for the end, passes progress on, notices silence and Ctrl-C."""
     running = coordinator.run.remote()
     asked, asked_at, stopped_at = coordinator.progress.remote(), time.monotonic(), 0.0
@@ -103,9 +110,9 @@ def _follow(coordinator: Any, silent_s: float, stop: StopSignal, note: Progress)
             return None
 
 
-def _result(running: Any) -> RunResult | None:
+def _result(running: Any) -> list[Outcome]:
     try:
-        result: RunResult | None = ray.get(running)
+        result: list[Outcome] = ray.get(running)
     except RayTaskError as error:
         if isinstance(error.cause, AtollError):
             raise error.cause from None

@@ -115,12 +115,12 @@ class RaySession:
         """A fresh aggregator process, owned by whoever asks."""
         return self._beside_driver(AggregatorShell).remote(*arguments)
 
-    def new_coordinator(self, parts: Any) -> Any:
-        """A fresh coordinator process over this session's pools; `progress` and `stop` run beside `run`."""
+    def new_coordinator(self, runs: list[Any]) -> Any:
+        """A fresh coordinator process for `runs` on this session's pools; `progress` and `stop` run beside `run`."""
         from atoll.runtime.coordinator_shell import CoordinatorShell
 
         actor = self._beside_driver(CoordinatorShell).options(max_concurrency=3)
-        return actor.remote(parts, self.pools, self.tracker, self.gpus_per_worker)
+        return actor.remote(runs, self.pools, self.tracker, self.gpus_per_worker)
 
     def _beside_driver(self, kind: type) -> Any:
         """An actor on this very node: the run's folder, and a tracking store in a file, are on its disk."""
