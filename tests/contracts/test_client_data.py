@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import movielens_kit
 from atoll.data import (
     ArraysSource,
     Category,
@@ -24,6 +26,7 @@ from atoll.data import (
     Flights,
     Iid,
     LogNormalExamples,
+    Movielens,
     ParquetSource,
     QuantitySkew,
     Shakespeare,
@@ -31,6 +34,7 @@ from atoll.data import (
     SyntheticSource,
     client_table,
     describe,
+    movielens,
     open_data,
 )
 
@@ -66,9 +70,15 @@ def _custom_factory(task: str) -> ClientData:
     return client_table(x, y, client, task=task, c=c, categories=sizes, unseen=[1, 2], holdout_fraction=0.3)
 
 
+def _movielens(folder: Path) -> DataSource:
+    movielens_kit.write_some(folder)
+    return Movielens(history=3, user_id=True, unseen_fraction=0.2, path=str(folder))
+
+
 SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "flights": lambda _: Flights(),
     "flights without weather": lambda _: Flights(weather=False),
+    "movielens": _movielens,
     "shakespeare": lambda _: Shakespeare(),
     "shakespeare short windows": lambda _: Shakespeare(window=20, stride=7, holdout_stride=100),
     "parquet": _parquet,
@@ -89,7 +99,10 @@ def _factory_module() -> Iterator[None]:
     module = ModuleType("custom_factory_for_tests")
     module.make = _custom_factory  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
-    yield
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        # generated files in place of those that may not be shipped
+        patch.setattr(movielens, "_FILES", movielens_kit.write_some(Path(folder)))
+        yield
     del sys.modules[module.__name__]
 
 

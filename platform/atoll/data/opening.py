@@ -13,6 +13,7 @@ from atoll.data.sources import (
     CustomSource,
     DataSource,
     Flights,
+    Movielens,
     ParquetSource,
     Shakespeare,
     SyntheticSource,
@@ -45,6 +46,10 @@ def open_data(source: DataSource) -> ClientData:
             from atoll.data.flights import open_flights
 
             return open_flights(source)
+        case Movielens():
+            from atoll.data.movielens import open_movielens
+
+            return open_movielens(source)
         case Shakespeare():
             from atoll.data.shakespeare import open_shakespeare
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from atoll.data.client_columns import read_client_columns
 from atoll.data.shape import I64, Array, Category, CategoryColumn, DataShape, Encoding, NumericColumn
 from atoll.data.sources import ParquetSource
-from atoll.data.table import Arrangement, ClientTable, arrange, content_digest
+from atoll.data.table import Arrangement, ClientTable, arrange, content_digest, unseen_draw
 from atoll.errors import Problem, SpecError
 
 __all__ = ["open_parquet"]
@@ -267,7 +267,7 @@ class _Reader:
     def _arrangement(self) -> Arrangement:
         client = self.source.client_column
         parts = [self._codes(client, batch[client]) for _, _, batch in self._batches((client,))]
-        unseen = np.array([_draw(str(value)) for value in self.values[client]]) < self.source.unseen_fraction
+        unseen = np.array([unseen_draw(str(value)) for value in self.values[client]]) < self.source.unseen_fraction
         if unseen.all():
             unseen[0] = False
         return arrange(np.concatenate(parts), unseen, self.source.holdout_fraction)
@@ -321,9 +321,3 @@ def _floats(column: Any) -> Array:
     values = column.cast(kind, safe=False)
     with np.errstate(over="ignore"):
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64).astype(np.float32)
-
-
-def _draw(name: str) -> float:
-    """In [0, 1), by the client's name alone: adding clients moves nobody."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8, key=b"atoll-unseen").digest()
-    return int.from_bytes(digest, "little") / 2**64

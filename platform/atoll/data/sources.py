@@ -20,6 +20,7 @@ __all__ = [
     "Flights",
     "Iid",
     "LogNormalExamples",
+    "Movielens",
     "ParquetSource",
     "Partition",
     "QuantitySkew",
@@ -53,6 +54,28 @@ class Shakespeare:
     window: int = 80
     stride: int = 10
     holdout_stride: int = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Movielens:
+    """MovieLens 100K (GroupLens; not shipped); one client per user; label: a rating of `threshold` or more.
+
+    Attributes:
+        threshold: fewest stars, 1 … 5, that count as liked.
+        history: columns with the movies that the user liked last; 0: none.
+        user_id: whether the user is a category.
+        holdout_fraction: last part of every user's ratings that is held out as "seen".
+        unseen_fraction: part of the users, by keyed hash of their number, that never trains: "unseen".
+        path: folder with the three files; None: those of the installed package recbole.
+    """
+
+    threshold: int = 4
+    history: int = 0
+    user_id: bool = False
+    holdout_fraction: float = 0.2
+    unseen_fraction: float = 0.1
+    # no part of repr, which identities cover: the files are the same wherever they lie
+    path: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +228,4 @@ class CustomSource:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-DataSource = Flights | Shakespeare | ParquetSource | ArraysSource | SyntheticSource | CustomSource
+DataSource = Flights | Movielens | Shakespeare | ParquetSource | ArraysSource | SyntheticSource | CustomSource

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from atoll.data.shape import I64, Array, Category, DataShape, Encoding, HeldOut, Task
 
-__all__ = ["Arrangement", "ClientTable", "arrange", "client_table", "content_digest"]
+__all__ = ["Arrangement", "ClientTable", "arrange", "client_table", "content_digest", "unseen_draw"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,12 @@ def content_digest(*parts: Array | str) -> str:
             digest.update(f"array {part.dtype.str} {part.shape} ".encode())
             digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
+
+
+def unseen_draw(name: str) -> float:
+    """In [0, 1), by a keyed hash of the client's name alone: adding clients moves nobody. Pure."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8, key=b"atoll-unseen").digest()
+    return int.from_bytes(digest, "little") / 2**64
 
 
 def client_table(

@@ -37,6 +37,8 @@ def source_of(spec: sp.Spec) -> da.DataSource:
         case sp.FlightsData():
             return da.Flights(weather=data.weather)
         case sp.ShakespeareData():
+        case sp.MovielensData():
+            return da.Movielens(data.threshold, data.history, data.user_id, data.holdout, data.unseen, data.path)
             return da.Shakespeare(stride=data.stride)
         case sp.ParquetData():
             return da.ParquetSource(

@@ -18,6 +18,7 @@ __all__ = [
     "FlightsData",
     "IidPartition",
     "LogNormalExamples",
+    "MovielensData",
     "ParquetData",
     "Partition",
     "QuantitySkewPartition",
@@ -32,6 +33,22 @@ class FlightsData(Section):
 
     kind: Literal["flights"]
     weather: bool = Field(default=True, description="Whether the weather at departure is among the features.")
+
+
+class MovielensData(Section):
+    """MovieLens 100K, from your own installation of recbole 1.2.1: one client per user; is a movie liked?"""
+
+    kind: Literal["movielens"]
+    path: Text | None = Field(
+        default=None, description="Folder with ml-100k.inter, .item, .user; null: of the installed package recbole."
+    )
+    threshold: Annotated[int, Field(ge=1, le=5)] = Field(default=4, description="Fewest stars that count as liked.")
+    history: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=0, description="Columns with the movies that the user liked last; they share the movie's table."
+    )
+    user_id: bool = Field(default=False, description="Whether the user is a category.")
+    holdout: Share = Field(default=0.2, description="Last part of each user's ratings, held out as split seen.")
+    unseen: Share = Field(default=0.1, description="Part of the users that never trains, held out as split unseen.")
 
 
 class ShakespeareData(Section):
@@ -153,6 +170,6 @@ class CustomData(Section):
 
 
 Data = Annotated[
-    FlightsData | ShakespeareData | ParquetData | ArraysData | SyntheticData | CustomData,
+    FlightsData | MovielensData | ShakespeareData | ParquetData | ArraysData | SyntheticData | CustomData,
     Field(discriminator="kind"),
 ]
