@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from atoll.experiment import PlanReport, Run
+    from atoll.experiment.clustering import ClusterSize
     from atoll.spec import Spec
     from atoll.tracking import Comparison
 
-__all__ = ["Display", "address", "byte_text", "comparison", "live", "plans", "run"]
+__all__ = ["Display", "address", "byte_text", "clusters", "comparison", "live", "plans", "run"]
 
 _console = Console(highlight=False)
 
@@ -82,6 +83,29 @@ def plans(reports: Mapping[str, PlanReport]) -> None:
             rows.setdefault(key, []).append(value)
     for key, values in rows.items():
         table.add_row(key, *values)
+    _console.print(table)
+    told: dict[tuple[ClusterSize, ...], list[str]] = {}
+    for name, report in reports.items():
+        told.setdefault(report.clusters, []).append(name)
+    for sizes, names in told.items():
+        if sizes:
+            clusters(sizes, "Clusters" if len(told) == 1 else f"Clusters of {', '.join(names)}")
+
+
+def clusters(sizes: Sequence[ClusterSize], title: str = "Clusters") -> None:
+    """A table of clusters: clients and training examples of each, and the share of both."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("cluster")
+    for name in ("clients", "share", "training examples", "share", "per client"):
+        table.add_column(name, justify="right")
+    clients = sum(row.clients for row in sizes)
+    examples = sum(row.train_examples or 0 for row in sizes)
+    for row in sizes:
+        cells = ["not counted", "", ""]
+        if row.train_examples is not None:
+            share, mean = row.train_examples / max(examples, 1), row.train_examples / max(row.clients, 1)
+            cells = [f"{row.train_examples:,}", f"{100 * share:.1f} %", f"{mean:,.1f}"]
+        table.add_row(row.name, f"{row.clients:,}", f"{100 * row.clients / max(clients, 1):.1f} %", *cells)
     _console.print(table)
 
 

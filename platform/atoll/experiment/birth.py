@@ -18,6 +18,7 @@ import atoll
 from atoll import spec as sp
 from atoll.data import ClientData
 from atoll.errors import Problem, SpecError
+from atoll.experiment.clustering import cluster_inputs
 from atoll.plan import profile_digest
 
 __all__ = ["Birth", "born", "differences"]
@@ -69,6 +70,7 @@ def born(spec: sp.Spec, data: ClientData, run_key: str, arm: str, parent_run_id:
         "data": data.identity,
         "profile table": profile_digest(),
         "model.init_from": "none" if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest(),
+        **cluster_inputs(spec, data),
     }
     return Birth(sp.to_dict(spec), dict(_software()), inputs, run_key, arm, parent_run_id)
 

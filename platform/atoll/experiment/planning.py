@@ -13,6 +13,7 @@ from atoll import __version__
 from atoll import spec as sp
 from atoll.data import ClientData, open_data
 from atoll.errors import Problem, SpecError
+from atoll.experiment.clustering import ClusterSize, cluster_inputs, cluster_problems, cluster_sizes, clustering_of
 from atoll.experiment.modelling import lanes_of, shape_of
 from atoll.experiment.wiring import (
     grid_of,
@@ -58,6 +59,7 @@ class PlanReport:
         timeline_digest: of the first `stop.server_steps` steps.
         plan_digest: of the windows that hold them.
         data: clients, examples.
+        clusters: clients and examples of every cluster; () for a population that is not divided.
     """
 
     spec: sp.Spec
@@ -69,6 +71,7 @@ class PlanReport:
     timeline_digest: str
     plan_digest: str
     data: Mapping[str, Any]
+    clusters: tuple[ClusterSize, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -83,6 +86,7 @@ class PlanReport:
             "parameters": self.parameters,
             "model_bytes": self.model_bytes,
             "data": dict(self.data),
+            "clusters": [cluster.as_dict() for cluster in self.clusters],
         }
 
 
@@ -113,9 +117,12 @@ def make_planner(spec: sp.Spec, data: ClientData, shape: ModelShape) -> Planner:
             f"grid={grid_of(spec, data)}",
             f"profile={profile_digest()}",
             f"init={_file_digest(spec.model.init_from)}",
+            *(f"{name}={digest}" for name, digest in cluster_inputs(spec, data).items()),
         ]
     )
-    timeline = Timeline(population_of(spec, data), schedule, spec.seed)
+    only = spec.clusters.only
+    cluster = 0 if only is None else clustering_of(spec, data).index(only)
+    timeline = Timeline(population_of(spec, data), schedule, spec.seed, cluster)
     return Planner(timeline, PlanSettings(lanes, ahead, identity), weighting_of(spec))
 
 
@@ -137,7 +144,8 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     resolved = as_spec(spec, overrides)
     data = open_data(source_of(resolved))
     shape = shape_of(resolved, data.shape)
-    _check_evaluation(resolved, data)
+    if problems := [*_evaluation_problems(resolved, data), *cluster_problems(resolved, data)]:
+        raise SpecError(problems)
     if resolved.model.init_from is not None:
         load_version(resolved.model.init_from, shape)
     planner = make_planner(resolved, data, shape)
@@ -165,10 +173,11 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
             "clients": data.num_clients,
             "train_examples": None if counts is None else int(counts.sum()),
         },
+        clusters=cluster_sizes(resolved, data),
     )
 
 
-def _check_evaluation(spec: sp.Spec, data: ClientData) -> None:
+def _evaluation_problems(spec: sp.Spec, data: ClientData) -> list[Problem]:
     """What the spec alone cannot know of arrays, files and custom data."""
     held_out, problems = data.held_out(), []
     rows = {name: part.num_rows for name, part in held_out.items()}
@@ -182,8 +191,7 @@ def _check_evaluation(spec: sp.Spec, data: ClientData) -> None:
     if "auc" in spec.evaluation.metrics and data.shape.task != "binary":
         found, why = f"auc with {data.shape.num_classes} classes", "AUC compares two classes"
         problems.append(Problem("evaluation.metrics", found, "a binary task", why, "use accuracy"))
-    if problems:
-        raise SpecError(problems)
+    return problems
 
 
 def _check_memory(spec: sp.Spec, summary: PlanSummary, shape: ModelShape, lanes: int) -> None:

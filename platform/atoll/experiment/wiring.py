@@ -14,6 +14,7 @@ from atoll import spec as sp
 from atoll import timeline as tl
 from atoll.data.columns import read_columns
 from atoll.errors import Problem, SpecError
+from atoll.experiment.clustering import clustering_of
 from atoll.plan import Grid
 
 __all__ = [
@@ -36,9 +37,9 @@ def source_of(spec: sp.Spec) -> da.DataSource:
     match data:
         case sp.FlightsData():
             return da.Flights(weather=data.weather)
-        case sp.ShakespeareData():
         case sp.MovielensData():
             return da.Movielens(data.threshold, data.history, data.user_id, data.holdout, data.unseen, data.path)
+        case sp.ShakespeareData():
             return da.Shakespeare(stride=data.stride)
         case sp.ParquetData():
             return da.ParquetSource(
@@ -81,7 +82,7 @@ def _partition_of(partition: sp.Partition) -> da.Partition:
 
 
 def population_of(spec: sp.Spec, data: da.ClientData) -> po.Population:
-    """Who exists: the data's clients, or `population.size` ids that map onto them."""
+    """Who exists: the data's clients, or `population.size` ids that map onto them; of these, the cluster `only`."""
     size = data.num_clients if spec.population.size == "data" else spec.population.size
     counts = data.counts()
     sizes: po.Sizes
@@ -101,7 +102,15 @@ def population_of(spec: sp.Spec, data: da.ClientData) -> po.Population:
         ),
         sizes=sizes,
         availability=_availability_of(spec.population.availability),
+        members=_members_of(spec, data),
     )
+
+
+def _members_of(spec: sp.Spec, data: da.ClientData) -> po.Members:
+    if spec.clusters.only is None:
+        return po.Everyone()
+    clustering = clustering_of(spec, data)
+    return clustering.members(clustering.index(spec.clusters.only))
 
 
 def _law_of(devices: sp.Devices) -> po.Law:

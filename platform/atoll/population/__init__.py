@@ -8,7 +8,7 @@ from atoll.population.availability import NEVER, Always, Availability, Diurnal, 
 from atoll.population.devices import Devices, Draw, Outcome
 from atoll.population.identity import identity
 from atoll.population.laws import Constant, Exponential, HalfNormal, Law, LogNormal, PapayaHistogram, Table
-from atoll.population.members import Everyone, ListedMembers, Members, RandomMembers
+from atoll.population.members import Everyone, ListedMembers, Members, RandomMembers, SizedMembers
 from atoll.population.population import Participation, Population
 from atoll.population.sizes import ClientSizes, DrawnSizes, FunctionSizes, Sizes
 
@@ -36,6 +36,7 @@ __all__ = [
     "Participation",
     "Population",
     "RandomMembers",
+    "SizedMembers",
     "Sizes",
     "Table",
     "identity",

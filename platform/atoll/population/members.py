@@ -11,7 +11,7 @@ import numpy.typing as npt
 from atoll import rng
 from atoll.errors import Problem, SpecError
 
-__all__ = ["Everyone", "ListedMembers", "Members", "RandomMembers"]
+__all__ = ["Everyone", "ListedMembers", "Members", "RandomMembers", "SizedMembers"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -65,6 +65,39 @@ class RandomMembers:
         """The permuted id. Purity: pure."""
         place = np.asarray(index, dtype=np.int64) * self.num_clusters + self.cluster
         return rng.permute(rng.key(self.seed, "cluster"), place, size)
+
+
+@dataclass(frozen=True)
+class SizedMembers:
+    """Part `cluster` of parts of given sizes, drawn by a keyed permutation that is cut at the cumulative sizes; O(1).
+
+    Membership is a function of (seed, id) alone. The sizes sum to the population; of a smaller population the last
+    parts have less, of a larger one some clients are in no part.
+
+    Errors: SpecError where a size is negative or cluster is not in [0, number of sizes).
+    """
+
+    seed: int
+    cluster: int
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cluster < len(self.sizes) or min(self.sizes) < 0:
+            got = f"{self.cluster} of sizes {self.sizes}"
+            raise SpecError([Problem("clusters", got, "sizes ≥ 0, and 0 ≤ cluster < their number")])
+
+    def count(self, size: int) -> int:
+        """The part's size. Purity: pure."""
+        return min(self.sizes[self.cluster], max(0, size - self._first))
+
+    def client(self, index: I64, size: int) -> I64:
+        """The permuted id. Purity: pure."""
+        place = np.asarray(index, dtype=np.int64) + self._first
+        return rng.permute(rng.key(self.seed, "cluster"), place, size)
+
+    @property
+    def _first(self) -> int:
+        return sum(self.sizes[: self.cluster])
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,22 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atoll.spec.base import NonNegative, Positive, Section, Share, Text
+from atoll.spec.base import Count, NonNegative, Positive, Section, Share, Text
 
 __all__ = [
     "AlwaysAvailability",
+    "AttributeClusters",
     "Availability",
     "Clusters",
+    "ClustersSection",
     "ConstantDevices",
+    "DataVolumeClusters",
     "Devices",
     "DevicesSection",
     "DiurnalAvailability",
     "ExponentialDevices",
+    "FileClusters",
     "HalfNormalDevices",
     "IntervalsAvailability",
+    "KmeansClusters",
     "LogNormalDevices",
     "PapayaDevices",
     "Population",
+    "RandomClusters",
+    "SingleClusters",
     "TableDevices",
 ]
 
@@ -131,7 +138,87 @@ class Population(Section):
     )
 
 
-class Clusters(Section):
-    """Disjoint parts of the population, each with its own leaf model; one part in this version."""
+#: a number of clusters: leaf models, each with its own run
+ClusterCount = Annotated[int, Field(ge=1, le=1000)]
 
-    kind: Literal["single"] = Field(description="How clients are put into clusters; this version has only single.")
+
+class ClustersSection(Section):
+    """What all rules of clusters share."""
+
+    only: Text | None = Field(
+        default=None, description="Train the leaf of this cluster alone; null: all of them, for an ensemble."
+    )
+
+
+class SingleClusters(ClustersSection):
+    """One cluster, named all: plain federated learning."""
+
+    kind: Literal["single"]
+
+
+class RandomClusters(ClustersSection):
+    """Drawn by lot: a function of the seed and the client's id alone. Named r0, r1, and so on."""
+
+    kind: Literal["random"]
+    count: ClusterCount | None = Field(
+        default=None, description="Number of clusters, equal up to one client; null: as many as sizes."
+    )
+    sizes: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1000)] | None = Field(
+        default=None, description="Clients of each cluster, which sum to the population; null: equal parts."
+    )
+
+
+class AttributeClusters(ClustersSection):
+    """By what is publicly known of each client: the values of one attribute, or bins of it."""
+
+    kind: Literal["attribute"]
+    column: Text = Field(description="Attribute of the data's clients.")
+    bins: (
+        Annotated[int, Field(ge=2, le=1000)]
+        | Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=999)]
+        | None
+    ) = Field(
+        default=None,
+        description="Quantile bins over the clients that train, or ascending edges: below the first, from edge to "
+        "edge, from the last on; null: one cluster per value.",
+    )
+    min_clients: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Values with fewer clients that train are joined into the cluster other."
+    )
+
+
+class DataVolumeClusters(ClustersSection):
+    """By how many training examples a client has: quantiles. Named q0 (fewest), q1, and so on."""
+
+    kind: Literal["data_volume"]
+    count: ClusterCount = Field(description="Number of clusters, equal up to one client.")
+
+
+class KmeansClusters(ClustersSection):
+    """By what a client's training examples look like: k-means over clients. Named c0 (most clients), c1, and so on."""
+
+    kind: Literal["kmeans"]
+    count: ClusterCount = Field(description="Number of clusters.")
+    on: Literal["labels", "features"] = Field(
+        default="labels",
+        description="A client's label histogram; or its mean features and category histograms, each column of the "
+        "data counting the same.",
+    )
+
+
+class FileClusters(ClustersSection):
+    """By a column of a file of one's own."""
+
+    kind: Literal["file"]
+    path: Text = Field(description="Parquet or CSV file, one row per client.")
+    client_column: Text = Field(
+        description="Column that says whose row it is: an attribute's values, if the data has an attribute of this "
+        "name, else the data's client numbers 0, 1 …"
+    )
+    cluster_column: Text = Field(description="Column that names the client's cluster.")
+
+
+Clusters = Annotated[
+    SingleClusters | RandomClusters | AttributeClusters | DataVolumeClusters | KmeansClusters | FileClusters,
+    Field(discriminator="kind"),
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from atoll.errors import Problem
 from atoll.spec.data import CustomData, ParquetData, SyntheticData
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
-from atoll.spec.population import Population
+from atoll.spec.population import AttributeClusters, Clusters, Population, RandomClusters
 from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
 
 __all__ = ["cross_problems"]
@@ -35,6 +36,10 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
         findings += _schedule(schedule, get("population"))
         if aggregation := get("aggregation"):
             findings += _aggregation(aggregation, schedule)
+    if clusters := get("clusters"):
+        # an ensemble that is wrong in itself is None here, and is told already
+        is_unclear = any(place.split(".")[0] == "ensemble" for place in distrusted)
+        findings += _clusters(clusters, get("population"), get("ensemble"), is_unclear)
     if data := get("data"):
         findings += _data(data, get("population"), get("model"))
     if evaluation := get("evaluation"):
@@ -83,6 +88,53 @@ def _schedule(schedule: Schedule, population: Population | None) -> Iterator[Fin
                 "There are not that many different clients",
                 f"Lower {name}, raise population.size or set schedule.sampling to with_replacement",
             ),
+        )
+
+
+def _clusters(clusters: Clusters, population: Population | None, ensemble: Any, is_unclear: bool) -> Iterator[Finding]:
+    paths = ("clusters.kind", "clusters.only", "ensemble")
+    if clusters.kind != "single" and clusters.only is None and ensemble is None and not is_unclear:
+        yield (
+            paths,
+            Problem(
+                "clusters.kind",
+                f"{clusters.kind} without an ensemble",
+                "an ensemble, or clusters.only",
+                "Every cluster has a leaf model of its own",
+                "Add the section ensemble, or set clusters.only to the cluster whose leaf is trained",
+            ),
+        )
+    if clusters.only is not None and ensemble is not None:
+        rule, why = "null beside an ensemble", "An ensemble needs the leaves of all clusters"
+        hint = "Set clusters.only to null, or ensemble to null"
+        yield paths, Problem("clusters.only", repr(clusters.only), rule, why, hint)
+    if isinstance(clusters, RandomClusters):
+        yield from _random(clusters, population.size if population else "data")
+    if isinstance(clusters, AttributeClusters) and isinstance(clusters.bins, tuple):
+        edges = clusters.bins
+        if any(second <= first for first, second in itertools.pairwise(edges)):
+            got = ", ".join(f"{edge:g}" for edge in edges)
+            yield ("clusters.bins",), Problem("clusters.bins", f"[{got}]", "edges in ascending order, each once")
+
+
+def _random(clusters: RandomClusters, population: int | str) -> Iterator[Finding]:
+    count, sizes = clusters.count, clusters.sizes
+    paths = ("clusters.count", "clusters.sizes")
+    if sizes is None:
+        if count is None:
+            yield paths, Problem("clusters.count", "nothing", "a number of clusters, or their sizes")
+        elif isinstance(population, int) and count > population:
+            rule = f"at most population.size ({population})"
+            yield (*paths, "population.size"), Problem("clusters.count", str(count), rule, "No cluster may be empty")
+        return
+    if count not in (None, len(sizes)):
+        rule = f"{len(sizes)}, as many as clusters.sizes has, or null"
+        yield paths, Problem("clusters.count", str(count), rule)
+    if isinstance(population, int) and sum(sizes) != population:
+        got, rule = f"sizes that sum to {sum(sizes)}", f"sizes that sum to population.size ({population})"
+        yield (
+            ("clusters.sizes", "population.size"),
+            Problem("clusters.sizes", got, rule, "Every client is in one cluster"),
         )
 
 

@@ -10,7 +10,7 @@ from atoll.errors import SpecError
 from atoll.spec.base import Section
 from atoll.spec.data import Data
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Runtime, Stop, Tracking
-from atoll.spec.population import Clusters, Population
+from atoll.spec.population import Clusters, Population, SingleClusters
 from atoll.spec.rules import cross_problems
 from atoll.spec.training import Aggregation, Client, Model, Schedule
 
@@ -30,7 +30,7 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(default=0, description="Key of all randomness.")
     data: Data = Field(description="Which examples the clients hold.")
     population: Population = Field(default=Population(), description="Who exists, how fast, and when available.")
-    clusters: Clusters = Field(default=Clusters(kind="single"), description="Disjoint parts of the population.")
+    clusters: Clusters = Field(default=SingleClusters(kind="single"), description="Disjoint parts of the population.")
     model: Model = Field(description="What is trained.")
     client: Client = Field(description="What one client does in one task.")
     schedule: Schedule = Field(description="Who starts when, and what closes a server step.")

@@ -84,7 +84,7 @@ def test_a_resolved_spec_is_complete_and_equal(design, tmp_path):
     assert dump(load(copy)) == dump(spec)
     assert digest(load(copy)) == digest(spec)
     assert "delta_bound: 1000.0" in dump(spec)
-    for line in ("data: {kind: flights, weather: true}", "clusters: {kind: single}"):
+    for line in ("data: {kind: flights, weather: true}", "clusters: {kind: single, only: null}"):
         assert line in dump(spec).splitlines()
 
 

@@ -77,7 +77,21 @@ def messages(*overrides, base=BASE):
             "data.kind: got 'flight'; need one of arrays, custom, flights, parquet, shakespeare, synthetic. "
             "Did you mean flights.",
         ),
-        (["clusters={kind: random}"], "clusters.kind: got 'random'; need single."),
+        (
+            ["clusters={kind: rnadom}"],
+            "clusters.kind: got 'rnadom'; need one of attribute, data_volume, file, kmeans, random, single. "
+            "Did you mean random.",
+        ),
+        (["clusters={kind: data_volume, count: 0}"], "clusters.count: got 0; need a whole number ≥ 1 and ≤ 1,000."),
+        (
+            ["clusters={kind: kmeans, count: 2, on: label, only: c0}"],
+            "clusters.on: got 'label'; need one of labels, features. Did you mean labels.",
+        ),
+        (
+            ["clusters={kind: attribute, column: age, bins: 1, only: lt_5}"],
+            "clusters.bins: got 1; need a whole number ≥ 2 and ≤ 1,000 or a list of at least one, each a number or "
+            "null.",
+        ),
         (
             ["name=a@b"],
             "name: got 'a@b'; need text of at most 250 characters such as my-run. "
@@ -168,6 +182,33 @@ def messages(*overrides, base=BASE):
             "schedule.concurrency: got 200; need ≤ population.size (150) when sampling is without_replacement. There "
             "are not that many different clients. Lower concurrency, raise population.size or set schedule.sampling "
             "to with_replacement.",
+        ),
+        (
+            ["clusters={kind: random, count: 4}"],
+            "clusters.kind: got random without an ensemble; need an ensemble, or clusters.only. Every cluster has a "
+            "leaf model of its own. Add the section ensemble, or set clusters.only to the cluster whose leaf is "
+            "trained.",
+        ),
+        (
+            ["clusters={kind: random, only: r0}"],
+            "clusters.count: got nothing; need a number of clusters, or their sizes.",
+        ),
+        (
+            ["clusters={kind: random, count: 2, sizes: [1, 2, 3], only: r0}"],
+            "clusters.count: got 2; need 3, as many as clusters.sizes has, or null.",
+        ),
+        (
+            ["clusters={kind: random, sizes: [100, 200], only: r0}", "population.size=301"],
+            "clusters.sizes: got sizes that sum to 300; need sizes that sum to population.size (301). Every client is "
+            "in one cluster.",
+        ),
+        (
+            ["clusters={kind: random, count: 302, only: r0}", "population.size=301"],
+            "clusters.count: got 302; need at most population.size (301). No cluster may be empty.",
+        ),
+        (
+            ["clusters={kind: attribute, column: age, bins: [5, 10, 10], only: lt_5}"],
+            "clusters.bins: got [5, 10, 10]; need edges in ascending order, each once.",
         ),
         (
             ["aggregation={kind: fedavg}"],
