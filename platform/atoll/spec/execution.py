@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from atoll.spec.base import Count, LongCount, NonNegative, Positive, Section, Text
+from atoll.spec.base import Count, LongCount, NonNegative, Positive, Section, Share, Text
 
 __all__ = ["Comparison", "Evaluation", "InlineRuntime", "RayRuntime", "Runtime", "Stop", "Target", "Tracking"]
 
@@ -24,6 +24,11 @@ class Evaluation(Section):
         default="unseen", description="unseen: clients that never train; seen: held-out rows of clients that do."
     )
     per_client: bool = Field(default=True, description="Whether the spread over clients is reported too.")
+    server_share: Share = Field(
+        default=0.0,
+        description="Share of the split's clients, by lot, whose held-out rows are the server's: an over-arch is "
+        "fitted on them, nothing is measured on them.",
+    )
 
 
 class Target(Section):

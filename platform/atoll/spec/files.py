@@ -14,6 +14,8 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from atoll.errors import Problem, SpecError
+from atoll.spec.ensemble import FederatedFit
+from atoll.spec.ensemble_rules import is_fixed
 from atoll.spec.overrides import apply, parse_override
 from atoll.spec.problems import shown, translate
 from atoll.spec.rules import cross_problems
@@ -21,13 +23,13 @@ from atoll.spec.schema import dotted, locate
 from atoll.spec.spec import Spec
 from atoll.spec.yaml_text import read_yaml, write_yaml
 
-__all__ = ["arms", "digest", "dump", "identity", "load", "parse", "to_dict"]
+__all__ = ["arms", "derived", "digest", "dump", "identity", "load", "parse", "to_dict"]
 
 #: what decides neither a bit of the model nor a row of evaluation (design.md 9.4)
 _OUTSIDE_IDENTITY = ("name", "stop", "tracking", "comparison", "runtime")
 _RUNTIME_IDENTITY = ("lanes", "device_class")
 #: fields that came later, with the value that means what specs meant without them: at it, the identity stays as it was
-_ADDED: Mapping[str, Any] = {"data.attributes": [], "clusters.only": None}
+_ADDED: Mapping[str, Any] = {"data.attributes": [], "clusters.only": None, "evaluation.server_share": 0.0}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -92,6 +94,7 @@ def parse(mapping: Mapping[str, Any], overrides: Sequence[str] = ()) -> Spec:
             problems += error.problems
     raw, misplaced = apply(mapping, pairs)
     spec, found = _check(raw)
+    found += _member_problems(raw, found)
     problems += [*misplaced, *found]
     problems += _arm_problems(raw, found)
     if spec is None or problems:
@@ -167,6 +170,7 @@ def _arm_problems(raw: Mapping[str, Any], known: Sequence[Problem]) -> list[Prob
         if isinstance(values, Mapping) and all(isinstance(key, str) and all(key.split(".")) for key in values):
             changed, misplaced = apply(base, values.items())
             found = [*misplaced, *_check(changed)[1]]
+            found += _member_problems(changed, [*known, *found])
         elif isinstance(values, Mapping):
             found = [Problem("keys", shown(list(values)), "dotted keys, such as client.lr")]
         else:
@@ -176,6 +180,43 @@ def _arm_problems(raw: Mapping[str, Any], known: Sequence[Problem]) -> list[Prob
                 path = f"comparison.arms.{arm}: {problem.path}"
                 problems.append(Problem(path, problem.value, problem.rule, problem.why, problem.hint))
     return problems
+
+
+def _member_problems(raw: Mapping[str, Any], known: Sequence[Problem]) -> list[Problem]:
+    """What is wrong in leaves, controls and fit of an ensemble and not already wrong in the file without them."""
+    ensemble = raw.get("ensemble")
+    if not isinstance(ensemble, Mapping):
+        return []
+    base = {**raw, "name": "leaf", "clusters": {"kind": "single"}, "ensemble": None, "comparison": None}
+    problems = []
+    for place, values in _member_values(ensemble).items():
+        problems += _placed(place, base, {key: value for key, value in values.items() if not is_fixed(key)}, known)
+    try:
+        fit = _adapter("ensemble").validate_python(ensemble).fit
+    except ValidationError:
+        return problems
+    if isinstance(fit, FederatedFit):
+        sections = {key: ensemble["fit"][key] for key in ("client", "schedule", "aggregation", "stop")}
+        problems += _placed("ensemble.fit", base, sections, known)
+    return problems
+
+
+def _member_values(ensemble: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The overrides of leaves and controls by their place in the file; what has not their form is left out."""
+    found = {}
+    for section in ("leaves", "controls"):
+        inner = ensemble.get(section)
+        for name, values in inner.items() if isinstance(inner, Mapping) else ():
+            if isinstance(values, Mapping) and all(isinstance(key, str) and all(key.split(".")) for key in values):
+                found[f"ensemble.{section}.{name}"] = values
+    return found
+
+
+def _placed(place: str, base: Mapping[str, Any], values: Mapping[str, Any], known: Sequence[Problem]) -> list[Problem]:
+    """What is wrong with the spec once the values are set and was not before, told at `place`."""
+    changed, misplaced = apply(base, values.items())
+    found = [problem for problem in [*misplaced, *_check(changed)[1]] if problem not in known]
+    return [Problem(f"{place}: {one.path}", one.value, one.rule, one.why, one.hint) for one in found]
 
 
 def to_dict(spec: Spec) -> dict[str, Any]:
@@ -208,6 +249,7 @@ def identity(spec: Spec) -> dict[str, Any]:
     Purity: pure.
     """
     found = {key: value for key, value in to_dict(spec).items() if key not in _OUTSIDE_IDENTITY}
+    found["ensemble"] = None  # its members are runs of their own; what joins them changes none of their bits
     found["runtime"] = {key: getattr(spec.runtime, key) for key in _RUNTIME_IDENTITY}
     for path, before in _ADDED.items():
         *sections, field = path.split(".")
@@ -222,13 +264,32 @@ def identity(spec: Spec) -> dict[str, Any]:
 def digest(spec: Spec) -> str:
     """SHA-256, in hex, of what decides the result, as canonical JSON.
 
-    Outside it: name, stop, tracking, comparison, and of runtime all but lanes and device_class, since Ray and inline,
-    and any number of workers, end in the same bits (design.md 9.1, 9.4).
+    Outside it: name, stop, ensemble, tracking, comparison, and of runtime all but lanes and device_class, since Ray
+    and inline, and any number of workers, end in the same bits (design.md 9.1, 9.4).
 
     Purity: pure.
     """
     text = json.dumps(identity(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def derived(spec: Spec, values: Mapping[str, Any], **sections: Any) -> Spec:
+    """The spec with whole sections, name or seed given anew, and then dotted keys set, as in overrides.
+
+    Args:
+        spec: resolved.
+        values: dotted key → plain value.
+        sections: name → plain value, such as `clusters={"kind": "single"}`.
+
+    Raises:
+        SpecError: everything that is wrong with the spec that this makes.
+
+    Purity: pure.
+    """
+    changed, problems = apply({**to_dict(spec), **sections}, values.items())
+    if problems:
+        raise SpecError(problems)
+    return parse(changed)
 
 
 def arms(spec: Spec) -> list[tuple[str, int, Spec]]:

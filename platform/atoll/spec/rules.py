@@ -10,6 +10,7 @@ from typing import Any
 
 from atoll.errors import Problem
 from atoll.spec.data import CustomData, ParquetData, SyntheticData
+from atoll.spec.ensemble_rules import ensemble_findings
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
 from atoll.spec.population import AttributeClusters, Clusters, Population, RandomClusters
 from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
@@ -40,6 +41,9 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
         # an ensemble that is wrong in itself is None here, and is told already
         is_unclear = any(place.split(".")[0] == "ensemble" for place in distrusted)
         findings += _clusters(clusters, get("population"), get("ensemble"), is_unclear)
+    if ensemble := get("ensemble"):
+        is_binary = _is_binary(get("data")) if get("data") else None
+        findings += ensemble_findings(ensemble, get("evaluation"), get("model"), is_binary)
     if data := get("data"):
         findings += _data(data, get("population"), get("model"))
     if evaluation := get("evaluation"):

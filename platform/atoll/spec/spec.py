@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from atoll.errors import SpecError
 from atoll.spec.base import Section
 from atoll.spec.data import Data
+from atoll.spec.ensemble import Ensemble
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Runtime, Stop, Tracking
 from atoll.spec.population import Clusters, Population, SingleClusters
 from atoll.spec.rules import cross_problems
@@ -35,7 +36,9 @@ class Spec(Section):
     client: Client = Field(description="What one client does in one task.")
     schedule: Schedule = Field(description="Who starts when, and what closes a server step.")
     aggregation: Aggregation = Field(description="How updates become the next version.")
-    ensemble: None = Field(default=None, description="Ensembles are not available in this version.")
+    ensemble: Ensemble | None = Field(
+        default=None, description="A leaf model per cluster, joined by an over-arch; null: one model."
+    )
     privacy: None = Field(default=None, description="Privacy is not available in this version.")
     evaluation: Evaluation = Field(default=Evaluation(), description="What is measured, and how often.")
     stop: Stop = Field(description="When the run ends.")
