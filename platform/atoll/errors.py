@@ -5,6 +5,7 @@ AtollError                     exit code
 ├─ PlanError                   2  a valid spec that cannot be run: versions do not fit, a buffer never fills
 ├─ ClientWorkError             3  client code raised: task, client, start version and the original traceback
 ├─ AggregationError            3  overflow, a conflicting duplicate, a step out of order
+├─ MembersFailed               3  some runs of an ensemble did not finish; the others did
 └─ InfrastructureError         3  workers or stores lost for good
    └─ FencedError              3  another process has taken this run over
 
@@ -24,6 +25,7 @@ __all__ = [
     "FencedError",
     "InfrastructureError",
     "Interrupted",
+    "MembersFailed",
     "PlanError",
     "Problem",
     "SpecError",
@@ -108,6 +110,10 @@ class ClientWorkError(AtollError):
 
 class AggregationError(AtollError):
     """An exact sum would overflow, or a work unit was delivered twice with different bits."""
+
+
+class MembersFailed(AtollError):
+    """Some runs of an ensemble did not finish, each for its own reason; the others did."""
 
 
 class InfrastructureError(AtollError):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atoll import spec as sp
-from atoll.errors import InfrastructureError, Problem, SpecError
+from atoll.errors import Problem, SpecError
 from atoll.experiment.finishing import observing
+from atoll.experiment.parents import begin_parent, check_same, is_run
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RUNS_FOLDER, STORE_FILE, Run, load
+from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
 from atoll.experiment.running import Progress, Wanted, keyed_folder, new_folder, pinned, run_in
 from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import check_store
@@ -23,7 +22,6 @@ from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
     Comparison,
     MlflowTracker,
-    RunInfo,
     RunSummary,
     Target,
     absolute_uri,
@@ -89,9 +87,9 @@ def run_comparison(
     check_places(resolved, runs_folder)
     folder = None if key is None else keyed_folder(key, Path(runs_folder))
     if folder is not None and (folder / COMPARISON_FILE).is_file():
-        _check_same(folder, resolved)
+        check_same(folder, resolved)
         return resume_comparison(folder, on_run=on_run)
-    if folder is not None and any((folder / name).is_file() for name in (JOURNAL_FILE, STORE_FILE)):
+    if folder is not None and is_run(folder):
         raise SpecError([Problem("key", repr(key), "a key that is free", "a run has it")])
     reports = _checked(resolved)
     check_store(resolved)
@@ -110,14 +108,6 @@ def resume_comparison(folder: Path, *, on_run: OnRun | None = None) -> Compariso
         return _compare(folder, resolved, _checked(resolved), on_run)
 
 
-def _check_same(folder: Path, spec: sp.Spec) -> None:
-    before, now = sp.to_dict(sp.load(folder / "spec.yaml")), sp.to_dict(spec)
-    other = [name for name in now if name != "tracking" and now[name] != before[name]]
-    if other:
-        rule, why = f"the {', '.join(other)} that it was begun with", "a comparison is of one file"
-        raise SpecError([Problem("key", repr(folder.name), rule, why, "take another key")])
-
-
 def _checked(spec: sp.Spec) -> list[PlanReport]:
     """Plans every run before the first one starts."""
     arms = sp.arms(spec)
@@ -125,28 +115,11 @@ def _checked(spec: sp.Spec) -> list[PlanReport]:
     return [plan(one) for _, _, one in arms]
 
 
-def _begin(folder: Path, spec: sp.Spec, tracker: MlflowTracker) -> str:
-    """Finds or makes the MLflow run of the comparison; returns its id."""
-    path, known = folder / COMPARISON_FILE, {}
-    if path.is_file():
-        known = json.loads(path.read_text())
-    facts = {"name": spec.name, "run_key": f"{folder.name}-{secrets.token_hex(4)}", "parent_run_id": "", **known}
-    LocalFiles(folder).write(COMPARISON_FILE, json.dumps(facts).encode())
-    try:
-        parent_id = tracker.start(RunInfo(spec.tracking.experiment or spec.name, spec.name, facts["run_key"]))
-    except InfrastructureError:
-        if not facts["parent_run_id"]:
-            raise
-        return str(facts["parent_run_id"])  # the service is away: the runs' rows wait in their journals
-    LocalFiles(folder).write(COMPARISON_FILE, json.dumps({**facts, "parent_run_id": parent_id}).encode())
-    return parent_id
-
-
 def _compare(folder: Path, spec: sp.Spec, reports: Sequence[PlanReport], on_run: OnRun | None) -> ComparisonRun:
     """Every run in a folder of its own below the comparison's, by arm and seed: what is there already is found."""
     arms = sp.arms(spec)
     tracker = MlflowTracker(spec.tracking.uri, spec.tracking.artifacts)
-    parent_id = _begin(folder, spec, tracker)
+    parent_id = begin_parent(folder, spec, tracker)
     runs: list[Run] = []
     try:
         with session_for(spec, max(map(store_bytes_of, reports))) as session:

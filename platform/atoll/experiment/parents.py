@@ -1,0 +1,59 @@
+"""Folders that hold several runs: what they say of themselves, and the MLflow run above their runs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+from atoll import spec as sp
+from atoll.errors import InfrastructureError, Problem, SpecError
+from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, STORE_FILE
+from atoll.runtime.store import LocalFiles
+from atoll.tracking import MlflowTracker, RunInfo
+
+__all__ = ["begin_parent", "check_same", "is_run"]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a single run lies in this folder."""
+    return any((folder / name).is_file() for name in (JOURNAL_FILE, STORE_FILE))
+
+
+def check_same(folder: Path, spec: sp.Spec) -> None:
+    """Refuses another spec than the one that the folder was begun with.
+
+    Raises:
+        SpecError: something but `tracking` differs.
+    """
+    before, now = sp.to_dict(sp.load(folder / "spec.yaml")), sp.to_dict(spec)
+    other = [name for name in now if name != "tracking" and now[name] != before[name]]
+    if other:
+        rule, why = f"the {', '.join(other)} that it was begun with", "a comparison is of one file"
+        raise SpecError([Problem("key", repr(folder.name), rule, why, "take another key")])
+
+
+def begin_parent(folder: Path, spec: sp.Spec, tracker: MlflowTracker, num_runs: int | None = None) -> str:
+    """Finds or makes the MLflow run above the runs of `folder`; returns its id.
+
+    Args:
+        folder: of a comparison or an ensemble.
+        spec: of all of it.
+        tracker: of the parent run.
+        num_runs: how many runs there will be, where the comparison's arms and seeds do not say it.
+    """
+    path, known = folder / COMPARISON_FILE, {}
+    if path.is_file():
+        known = json.loads(path.read_text())
+    facts = {"name": spec.name, "run_key": f"{folder.name}-{secrets.token_hex(4)}", "parent_run_id": "", **known}
+    if num_runs is not None:
+        facts["num_runs"] = num_runs
+    LocalFiles(folder).write(COMPARISON_FILE, json.dumps(facts).encode())
+    try:
+        parent_id = tracker.start(RunInfo(spec.tracking.experiment or spec.name, spec.name, facts["run_key"]))
+    except InfrastructureError:
+        if not facts["parent_run_id"]:
+            raise
+        return str(facts["parent_run_id"])  # the service is away: the runs' rows wait in their journals
+    LocalFiles(folder).write(COMPARISON_FILE, json.dumps({**facts, "parent_run_id": parent_id}).encode())
+    return parent_id
