@@ -30,6 +30,8 @@ _OUTSIDE_IDENTITY = ("name", "stop", "tracking", "comparison", "runtime")
 _RUNTIME_IDENTITY = ("lanes", "device_class")
 #: fields that came later, with the value that means what specs meant without them: at it, the identity stays as it was
 _ADDED: Mapping[str, Any] = {"data.attributes": [], "clusters.only": None, "evaluation.server_share": 0.0}
+#: fields that only refuse: what they let pass has the same bits whatever their value
+_ONLY_CHECKS = ("population.device_memory_bytes",)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -252,20 +254,29 @@ def identity(spec: Spec) -> dict[str, Any]:
     found["ensemble"] = None  # its members are runs of their own; what joins them changes none of their bits
     found["runtime"] = {key: getattr(spec.runtime, key) for key in _RUNTIME_IDENTITY}
     for path, before in _ADDED.items():
-        *sections, field = path.split(".")
-        inner: Any = found
-        for key in sections:
-            inner = inner.get(key) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and inner.get(field, ...) == before:
-            del inner[field]
+        section, field = _section_of(found, path)
+        if section.get(field, ...) == before:
+            del section[field]
+    for path in _ONLY_CHECKS:
+        section, field = _section_of(found, path)
+        section.pop(field, None)
     return found
+
+
+def _section_of(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted path leads to, {} where there is none, and the field's name in it."""
+    *sections, field = path.split(".")
+    inner: Any = plain
+    for key in sections:
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    return (inner if isinstance(inner, dict) else {}), field
 
 
 def digest(spec: Spec) -> str:
     """SHA-256, in hex, of what decides the result, as canonical JSON.
 
-    Outside it: name, stop, ensemble, tracking, comparison, and of runtime all but lanes and device_class, since Ray
-    and inline, and any number of workers, end in the same bits (design.md 9.1, 9.4).
+    Outside it: name, stop, ensemble, tracking, comparison, population.device_memory_bytes, and of runtime all but
+    lanes and device_class, since Ray and inline, and any number of workers, end in the same bits (design.md 9.1, 9.4).
 
     Purity: pure.
     """

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atoll.spec.base import Count, NonNegative, Positive, Section, Share, Text
+from atoll.spec.base import Count, LongCount, NonNegative, Positive, Section, Share, Text
 
 __all__ = [
     "AlwaysAvailability",
@@ -135,6 +135,11 @@ class Population(Section):
     devices: Devices = Field(default=HalfNormalDevices(kind="half_normal"), description="How long a task takes.")
     availability: Availability = Field(
         default=AlwaysAvailability(kind="always"), description="When a client can take part."
+    )
+    device_memory_bytes: LongCount | None = Field(
+        default=None,
+        description="Weights of one model version, float32, that a device can hold; a model over it is refused. "
+        "null: any.",
     )
 
 

@@ -216,6 +216,7 @@ def test_the_digest_holds_what_decides_the_result(design):
         "runtime={kind: inline}",
         "comparison={seeds: [1], arms: {a: {}}, baseline: a}",
         "runtime.memory_bytes=1_000_000",
+        "population.device_memory_bytes=1_000_000",
     ]
     other = [
         "seed=8",
