@@ -51,7 +51,7 @@ def messages(*overrides, base=BASE):
         ),
         (["model.hidden=[64, x]"], "model.hidden[1]: got 'x'; need a whole number ≥ 1."),
         (["model.hidden=[]"], "model.hidden: got []; need a list of at least one, each a whole number ≥ 1."),
-        (["population=3"], "population: got 3; need a section with fields size, devices, availability."),
+        (["population=3"], "population: got 3; need a section with fields size, devices, availability, device_memory_bytes."),
         (["schedule=null"], "schedule: got null; need a section with kind: one of async, sync."),
         (["client.lr=.nan"], "client.lr: got nan; need a number > 0."),
         (["stop.server_steps=1e400"], "stop.server_steps: got inf; need a whole number ≥ 1 and ≤ 2,147,483,647."),
