@@ -288,8 +288,8 @@ def _too_small(spec: sp.Spec, name: str, size: int, overrides: Mapping[str, Any]
 
 
 def _overridden(spec: sp.Spec, name: str, overrides: Mapping[str, Any]) -> sp.Schedule | list[Problem]:
-    plain = sp.to_dict(spec) | {"ensemble": None, "comparison": None}
-    plain["clusters"] = plain["clusters"] | {"only": name}
+    alone = {"ensemble": None, "comparison": None, "clusters": spec.clusters.model_copy(update={"only": name})}
+    plain = sp.to_dict(spec.model_copy(update=alone))
     try:
         return sp.parse(plain, [f"{key}={json.dumps(value)}" for key, value in overrides.items()]).schedule
     except SpecError as error:
