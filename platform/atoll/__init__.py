@@ -6,6 +6,7 @@
 >>> again = atoll.load(run.run_id)                             # doctest: +SKIP
 >>> longer = atoll.resume(run.run_id, "stop.server_steps=900")  # doctest: +SKIP
 >>> again = atoll.replay(run.run_id, 4294967297)               # doctest: +SKIP
+>>> exported = atoll.export(run.run_id)                        # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atoll.experiment import load, plan, replay, resume, run, run_comparison
+    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "plan", "replay", "resume", "run", "run_comparison"]
+__all__ = ["__version__", "export", "load", "plan", "replay", "resume", "run", "run_comparison"]
 
 
 def __getattr__(name: str) -> Any:

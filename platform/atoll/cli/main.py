@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from atoll.cli import upkeep
+from atoll.cli import export, upkeep
 from atoll.errors import AtollError, Interrupted, Problem, SpecError
 
 if TYPE_CHECKING:
@@ -229,6 +229,7 @@ def schema(
 
 
 upkeep.add_to(app)
+export.add_to(app)
 
 
 def _echo_object(found: dict[str, Any]) -> None:

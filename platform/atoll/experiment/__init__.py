@@ -12,6 +12,7 @@ from atoll.experiment.comparing import (
     run_comparison,
     write_comparison,
 )
+from atoll.experiment.exporting import Exported, export
 from atoll.experiment.listing import Entry, list_runs
 from atoll.experiment.planning import PlanReport, as_spec, plan
 from atoll.experiment.pruning import Pruned, prune_runs
@@ -23,6 +24,7 @@ from atoll.experiment.sessions import session_for
 __all__ = [
     "ComparisonRun",
     "Entry",
+    "Exported",
     "PlanReport",
     "Pruned",
     "Replay",
@@ -30,6 +32,7 @@ __all__ = [
     "Run",
     "as_spec",
     "compare_runs",
+    "export",
     "find_folder",
     "list_runs",
     "load",
