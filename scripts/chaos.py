@@ -2,8 +2,9 @@
 
 Every kill is SIGKILL: nothing can clean up. A killed driver takes its whole embedded Ray with it; it is started again
 with the same key, as a job's next attempt would be. At the end model, plan and timeline digests and every row in MLflow
-(key, step, value) outside wall_* must be those of the undisturbed run; wall_* must have one row per step. With --stops,
-processes are also stopped (SIGSTOP) for longer than `runtime.hang_s` and then continued: zombies that come back.
+(key, step, value) outside wall_* must be those of the undisturbed run; wall_* must have one row per step. Of an
+ensemble this holds for every leaf, control and arm, and for the judgement. With --stops, processes are also stopped
+(SIGSTOP) for longer than `runtime.hang_s` and then continued: zombies that come back.
 
 Exit code 0: equal; 1: not.
 """
@@ -23,6 +24,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random  # noqa: TID251
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +37,7 @@ TITLES = {
     "tracker": "ray::TrackerShell",
     "pool": "ray::ClientPool",
 }
-KINDS = ("driver", *TITLES)
+RESULT, ENSEMBLE = "result.json", "ensemble.json"
 console = Console(highlight=False)
 
 
@@ -62,7 +64,7 @@ def main() -> int:
         folder,
     ).wait()
     calm_wall = time.monotonic() - calm_wall
-    if not (folder / "runs" / "calm" / "result.json").is_file():
+    if not any((folder / "runs" / "calm" / name).is_file() for name in (RESULT, ENSEMBLE)):
         console.print("the undisturbed run failed; see", folder / "calm.log")
         return 1
     storm = Storm()
@@ -205,39 +207,73 @@ def _report(folder: Path, storm: Storm, calm_wall: float, stormy_wall: float) ->
         for name in calm:
             same = calm[name] == stormy[name]
             is_equal &= same
-            shown = f"{len(calm[name])}" if isinstance(calm[name], list) else str(calm[name])[:16]
+            shown = f"{_size(calm[name])}" if isinstance(calm[name], list) else str(calm[name])[:16]
             table.add_row(name, f"{shown}: {'equal' if same else 'NOT EQUAL'}")
     console.print(table)
     console.print(f"folder: {folder}")
     return 0 if is_equal else 1
 
 
+def _size(values: list[Any]) -> int:
+    """How many rows; of an ensemble, of all its runs together."""
+    return sum(map(len, values)) if values and isinstance(values[0], list) else len(values)
+
+
 def _facts(folder: Path, key: str) -> dict[str, object] | None:
+    """What must be equal; None where the run did not end."""
     from mlflow import MlflowClient
 
-    path = folder / "runs" / key / "result.json"
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text())
+    place = folder / "runs" / key
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    rows, walls = [], []
-    for name in client.get_run(result["run_id"]).data.metrics:
-        for row in client.get_metric_history(result["run_id"], name):
-            (walls if name.startswith("wall_") else rows).append(
-                (name, row.step) if name.startswith("wall_") else (name, row.step, row.value)
-            )
-    experiment = client.get_run(result["run_id"]).info.experiment_id
-    same_key = client.search_runs([experiment], f"tags.`fl.run_key` LIKE '{key}-%'")
+    if (place / RESULT).is_file():
+        found = _run_facts(client, json.loads((place / RESULT).read_text()))
+    elif (place / ENSEMBLE).is_file():
+        members = {path.parent.name: json.loads(path.read_text()) for path in sorted(place.glob(f"*/{RESULT}"))}
+        facts = {name: _run_facts(client, result) for name, result in members.items()}
+        found = {what: [facts[name][what] for name in facts] for what in next(iter(facts.values()))}
+        told = json.loads((place / ENSEMBLE).read_text())
+        found |= {"members": list(facts), "judgement": told["judgement"]}
+        parent = json.loads((place / "comparison.json").read_text())["parent_run_id"]
+        experiment = client.get_run(parent).info.experiment_id
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000)
+        found["MLflow runs under the parent"] = sorted(run.info.run_name for run in children)
+        arms = [run for run in children if run.info.run_id not in {one["run_id"] for one in members.values()}]
+        found["MLflow rows of arms"] = sorted((run.info.run_name, *_rows(client, run.info.run_id)[0]) for run in arms)
+    else:
+        return None
+    run_id = found.pop("run_id", None) if not isinstance(found.get("run_id"), list) else found.pop("run_id")[0]
+    experiment = client.get_run(run_id).info.experiment_id
+    found["MLflow runs of this key"] = len(
+        client.search_runs([experiment], f"tags.`fl.run_key` LIKE '{key}%'", max_results=1000)
+    )
+    return found
+
+
+def _run_facts(client: Any, result: dict[str, Any]) -> dict[str, object]:
+    rows, walls = _rows(client, result["run_id"])
     return {
+        "run_id": result["run_id"],
         "model": result["model_digest"],
         "plan": result["plan_digest"],
         "timeline": result["timeline_digest"],
         "server steps": result["server_steps"],
-        "MLflow rows": sorted(rows),
-        "MLflow wall_* rows": sorted(walls),
-        "MLflow runs of this key": len(same_key),
+        "MLflow rows": rows,
+        "MLflow wall_* rows": walls,
         "rows not published": result["unpublished_rows"],
     }
+
+
+def _rows(client: Any, run_id: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """(rows outside wall_*, keys and steps of wall_*) of one MLflow run."""
+    rows: list[tuple[Any, ...]] = []
+    walls: list[tuple[Any, ...]] = []
+    for name in client.get_run(run_id).data.metrics:
+        for row in client.get_metric_history(run_id, name):
+            if name.startswith("wall_"):
+                walls.append((name, row.step))
+            else:
+                rows.append((name, row.step, row.value))
+    return sorted(rows), sorted(walls)
 
 
 if __name__ == "__main__":
