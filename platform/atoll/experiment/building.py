@@ -15,6 +15,7 @@ from atoll.errors import InfrastructureError
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
 from atoll.experiment.planning import make_planner
+from atoll.experiment.splitting import test_rows
 from atoll.experiment.storing import RunStore
 from atoll.experiment.wiring import grid_of, rule_of, source_of
 from atoll.learner import METRICS
@@ -84,7 +85,7 @@ def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
     from atoll.evaluation import Evaluator
 
     data = _data_of(spec, identity)
-    held_out = data.held_out()[spec.evaluation.split]
+    held_out = test_rows(spec, data)
     return Evaluator(
         lane_model_of(spec, data.shape),
         held_out.arrays,

@@ -15,6 +15,7 @@ from atoll.data import ClientData, open_data
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import ClusterSize, cluster_inputs, cluster_problems, cluster_sizes, clustering_of
 from atoll.experiment.modelling import lanes_of, shape_of
+from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import (
     grid_of,
     population_of,
@@ -144,7 +145,8 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     resolved = as_spec(spec, overrides)
     data = open_data(source_of(resolved))
     shape = shape_of(resolved, data.shape)
-    if problems := [*_evaluation_problems(resolved, data), *cluster_problems(resolved, data)]:
+    problems = _evaluation_problems(resolved, data) + split_problems(resolved, data)
+    if problems := [*problems, *cluster_problems(resolved, data)]:
         raise SpecError(problems)
     if resolved.model.init_from is not None:
         load_version(resolved.model.init_from, shape)
@@ -188,9 +190,10 @@ def _evaluation_problems(spec: sp.Spec, data: ClientData) -> list[Problem]:
         if not rows and spec.data.kind == "arrays":
             hint += "; an .npz file holds out x_test and y_test"
         problems.append(Problem("evaluation.split", repr(split), "a split of this data with rows", hint=hint))
-    if "auc" in spec.evaluation.metrics and data.shape.task != "binary":
-        found, why = f"auc with {data.shape.num_classes} classes", "AUC compares two classes"
-        problems.append(Problem("evaluation.metrics", found, "a binary task", why, "use accuracy"))
+    for metric in ("auc", "normalized_entropy"):
+        if metric in spec.evaluation.metrics and data.shape.task != "binary":
+            found, why = f"{metric} with {data.shape.num_classes} classes", "It compares two classes"
+            problems.append(Problem("evaluation.metrics", found, "a binary task", why, "use accuracy"))
     return problems
 
 

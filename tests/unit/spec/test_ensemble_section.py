@@ -129,8 +129,8 @@ def test_one_leaf_is_an_ensemble_too() -> None:
         (
             {"ensemble": {"fit": {**FEDERATED, "aggregation": {"kind": "fedbuff"}}}},
             "ensemble.fit: aggregation.kind: got fedbuff with schedule.kind sync; need schedule.kind async for "
-            "fedbuff. In rounds nothing is stale, so it would be FedAvg under another name. Use aggregation.kind fedavg, or an "
-            "async schedule.",
+            "fedbuff. In rounds nothing is stale, so it would be FedAvg under another name. Use aggregation.kind "
+            "fedavg, or an async schedule.",
         ),
         (
             {"ensemble": {"controls": {"sngle": {}}}},
