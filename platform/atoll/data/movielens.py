@@ -167,7 +167,10 @@ def _parse(texts: Mapping[str, str]) -> _Tables:
     # movies in place of a clock: many ratings share a second, and the file's order is arbitrary
     order = np.lexsort((item, time, user))
     return _Tables(
-        *(values[order] for values in (user, item, rating, time)),
+        user=user[order],
+        item=item[order],
+        rating=rating[order],
+        time=time[order],
         items=tuple(row[0] for row in items),
         years=np.array([float(row[2]) if row[2].isdecimal() else np.nan for row in items]),
         genres=tuple(frozenset(row[3].split()) for row in items),
