@@ -1,6 +1,16 @@
-"""Buffers, exact sums, staleness and example weights, server optimizers; no ray, no I/O."""
+"""Buffers, exact sums, staleness and example weights, server optimizers, over-archs; no ray, no I/O."""
 
 from atoll.aggregation.aggregator import Aggregator, AggregatorState, Rule, Step, metric_values
+from atoll.aggregation.ensembles import (
+    Logistic,
+    Mean,
+    Median,
+    MlpOver,
+    OverArch,
+    OverArchSettings,
+    WeightedMean,
+    fit,
+)
 from atoll.aggregation.exact import add_exact, add_partials, merge_results, merge_rows
 from atoll.aggregation.optimizers import Adagrad, Adam, ServerOptimizer, ServerSgd, State, Yogi
 from atoll.aggregation.weights import (
@@ -26,6 +36,12 @@ __all__ = [
     "ExampleCount",
     "ExampleWeight",
     "LogExamples",
+    "Logistic",
+    "Mean",
+    "Median",
+    "MlpOver",
+    "OverArch",
+    "OverArchSettings",
     "PolynomialStaleness",
     "Rule",
     "ServerOptimizer",
@@ -35,10 +51,12 @@ __all__ = [
     "State",
     "Step",
     "ThresholdStaleness",
+    "WeightedMean",
     "Weighting",
     "Yogi",
     "add_exact",
     "add_partials",
+    "fit",
     "merge_results",
     "merge_rows",
     "metric_values",
