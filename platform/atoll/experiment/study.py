@@ -23,8 +23,8 @@ Role = Literal["leaf", "single", "equal_updates", "random", "large"]
 _LABELS: Mapping[str, str] = {
     "single": "single",
     "equal_updates": "single, equal updates",
-    "random": "random clusters of the same sizes",
-    "large": "single, ensemble's capacity",
+    "random": "random clusters",
+    "large": "single, large",
 }
 #: widths that grow together, by kind of model
 _WIDTHS: Mapping[str, Sequence[str]] = {
