@@ -29,8 +29,10 @@ Rows = dict[str, Array]
 _MOST_GENERATED = 10**5
 #: Columns of a summary that one feature array, or one category column, is folded into by hashing.
 _MOST_FEATURES, _MOST_CODES = 512, 64
-#: Numbers that one chunk of rows may need, and that the summaries of all clients may have: 32 MiB and 1 GiB.
-_CHUNK_NUMBERS, _MOST_NUMBERS = 2**22, 2**27
+#: Clients that centroids are fitted on, drawn by lot where there are more; fewer where their summaries are wide.
+_MOST_FITTED, _MOST_NUMBERS = 50_000, 2**25
+#: Numbers that one chunk of rows, or of clients, may need: 32 MiB.
+_CHUNK_NUMBERS = 2**22
 _RESTARTS = 4
 
 
@@ -63,21 +65,36 @@ def by_kmeans(clusters: sp.KmeansClusters, seed: int, data: ClientData, *, has_s
     on_labels = clusters.on == "labels"
     columns = _label_columns(data.shape) if on_labels else _feature_columns(data.shape, seed)
     width = sum(column.width for column in columns)
-    if num * width > _MOST_NUMBERS:
-        got = f"{num:,} clients with {width} numbers each"
-        rule, why = f"at most {_MOST_NUMBERS:,} numbers", "The summaries of all clients are held in memory"
-        return None, [Problem("clusters.kind", got, rule, why, "Use another rule, or a file of clusters")]
-    means = _means(_training_rows(data, width), columns, num)
+    chosen = _drawn(num, max(clusters.count, min(_MOST_FITTED, _MOST_NUMBERS // width)), seed)
+    means = _means(_training_rows(data, chosen, width), columns, len(chosen))
     scale = np.ones(width) if on_labels else _scales(means, columns)
-    labels, centroids = _fitted(means / scale, clusters.count, seed)
-    if len(centroids) < clusters.count:
-        got = f"{clusters.count} clusters of clients with {len(centroids)} that differ"
-        return None, [Problem("clusters.count", got, f"at most {len(centroids)}", "No cluster may be empty")]
+    centroids = _fitted(means / scale, clusters.count, seed)
+    labels = np.empty(num, dtype=np.int64)
+    step = max(1, _CHUNK_NUMBERS // width)
+    for first in range(0, num, step):
+        part = np.arange(first, min(first + step, num))
+        means = _means(_training_rows(data, part, width), columns, len(part))
+        labels[part] = _nearest(means / scale, centroids)
+    sizes = np.bincount(labels, minlength=len(centroids))
+    if (differ := np.count_nonzero(sizes)) < clusters.count:
+        got = f"{clusters.count} clusters of clients of {differ} kinds"
+        return None, [Problem("clusters.count", got, f"at most {differ}", "No cluster may be empty")]
+    order = sorted(range(clusters.count), key=lambda index: (-sizes[index], centroids[index].tolist()))
     of_client = np.full(known_clients(data), -1, dtype=np.int64)
-    of_client[:num] = labels
+    of_client[:num] = np.argsort(order)[labels]
     if not on_labels and has_strangers and len(of_client) > num:
-        _place_strangers(of_client, data, columns, scale, centroids)
+        means = _means(_held_out_rows(data, width), columns, len(of_client) - num)
+        there = np.flatnonzero(~np.isnan(means[:, 0]))
+        of_client[num + there] = np.argsort(order)[_nearest(means[there] / scale, centroids)]
     return Division(tuple(f"c{index}" for index in range(clusters.count)), of_client), []
+
+
+def _drawn(num: int, most: int, seed: int) -> I64:
+    """At most `most` of `num` clients, by lot, ascending."""
+    if num <= most:
+        return np.arange(num)
+    tie = rng.bits(rng.key(seed, "cluster", "kmeans", "sample"), np.arange(num))
+    return np.sort(np.argsort(tie, kind="stable")[:most])
 
 
 def _label_columns(shape: DataShape) -> list[_Column]:
@@ -141,19 +158,20 @@ def _one_hot(codes: Array, width: int) -> F64:
     return out
 
 
-def _training_rows(data: ClientData, width: int) -> Iterator[tuple[I64, Rows]]:
-    """(client of each row, rows) of all training examples, client by client, a chunk at a time."""
-    counts = data.counts()
-    counts = data.num_examples(np.arange(data.num_clients)) if counts is None else counts
+def _training_rows(data: ClientData, clients: I64, width: int) -> Iterator[tuple[I64, Rows]]:
+    """(place in `clients` of each row, rows) of their training examples, client by client, a chunk at a time."""
+    counts = data.num_examples(clients)
     ends = np.cumsum(counts)
-    per_row = width + int(np.prod(data.shape.x_shape)) + len(data.shape.categories)
-    size, total = max(256, _CHUNK_NUMBERS // per_row), int(ends[-1])
+    total, size = int(ends[-1]), _rows_per_chunk(data.shape, width)
     for first in range(0, total, size):
         row = np.arange(first, min(first + size, total))
-        client = np.searchsorted(ends, row, side="right")
-        position = row - (ends - counts)[client]
-        block = data.gather(client, position[:, None])
-        yield client, {name: values[:, 0] for name, values in block.items()}
+        place = np.searchsorted(ends, row, side="right")
+        block = data.gather(clients[place], (row - (ends - counts)[place])[:, None])
+        yield place, {name: values[:, 0] for name, values in block.items()}
+
+
+def _rows_per_chunk(shape: DataShape, width: int) -> int:
+    return max(256, _CHUNK_NUMBERS // (width + int(np.prod(shape.x_shape)) + len(shape.categories)))
 
 
 def _held_out_rows(data: ClientData, width: int) -> Iterator[tuple[I64, Rows]]:
@@ -161,7 +179,7 @@ def _held_out_rows(data: ClientData, width: int) -> Iterator[tuple[I64, Rows]]:
     for part in data.held_out().values():
         order = np.argsort(part.client, kind="stable")
         order = order[part.client[order] >= data.num_clients]
-        size = max(256, _CHUNK_NUMBERS // (width + int(np.prod(data.shape.x_shape)) + len(data.shape.categories)))
+        size = _rows_per_chunk(data.shape, width)
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
             rows = {name: values[chosen] for name, values in part.arrays.items()}
@@ -193,21 +211,21 @@ def _scales(means: F64, columns: list[_Column]) -> F64:
     return np.where(whole > 1e-12, whole, 1.0)
 
 
-def _fitted(points: F64, count: int, seed: int) -> tuple[I64, F64]:
-    """(cluster of each point, centroids [count, S]), largest first; fewer centroids where fewer points differ."""
+def _fitted(points: F64, count: int, seed: int) -> F64:
+    """[count, S] centroids, some of them of no point where fewer points differ."""
     from sklearn.cluster import KMeans
 
     start: Any = rng.key(seed, "cluster", "kmeans") % 2**32
     with warnings.catch_warnings(), _one_thread():
-        warnings.simplefilter("ignore")  # fewer different points than clusters: told by the caller
+        warnings.simplefilter("ignore")  # fewer different points than clusters: the caller tells
         found = KMeans(count, n_init=_RESTARTS, random_state=start, algorithm="lloyd").fit(points)
-    labels, centroids = found.labels_.astype(np.int64), found.cluster_centers_
-    sizes = np.bincount(labels, minlength=count)
-    used = np.flatnonzero(sizes)
-    order = sorted(used.tolist(), key=lambda index: (-sizes[index], centroids[index].tolist()))
-    place = np.empty(count, dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return place[labels], centroids[order]
+    return np.asarray(found.cluster_centers_, dtype=np.float64)
+
+
+def _nearest(points: F64, centroids: F64) -> I64:
+    """[R] the nearest centroid of each point; of equally near ones the first."""
+    apart = np.stack([((points - centroid) ** 2).sum(axis=1) for centroid in centroids], axis=1)
+    return np.asarray(apart.argmin(axis=1), dtype=np.int64)
 
 
 def _one_thread() -> Any:
@@ -215,12 +233,3 @@ def _one_thread() -> Any:
     import threadpoolctl
 
     return threadpoolctl.threadpool_limits(limits=1)
-
-
-def _place_strangers(of_client: I64, data: ClientData, columns: list[_Column], scale: F64, centroids: F64) -> None:
-    num = data.num_clients
-    width = len(scale)
-    means = _means(_held_out_rows(data, width), columns, len(of_client) - num) / scale
-    there = np.flatnonzero(~np.isnan(means[:, 0]))
-    apart = np.stack([((means[there] - centroid) ** 2).sum(axis=1) for centroid in centroids], axis=1)
-    of_client[num + there] = apart.argmin(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,11 +235,14 @@ def test_kmeans_on_features_finds_groups_and_the_strangers_own() -> None:
 def test_kmeans_over_chunks_is_kmeans_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from atoll.experiment import cluster_kmeans as km
 
-    whole = km._means(km._training_rows(DATA, 11), km._feature_columns(DATA.shape, 1), D)
+    columns, everyone = km._feature_columns(DATA.shape, 1), np.arange(D)
+    whole = km._means(km._training_rows(DATA, everyone, 11), columns, D)
     monkeypatch.setattr(km, "_CHUNK_NUMBERS", 1)
-    chunks = list(km._training_rows(DATA, 11))
+    chunks = list(km._training_rows(DATA, everyone, 11))
     assert len(chunks) > 1
-    np.testing.assert_allclose(km._means(iter(chunks), km._feature_columns(DATA.shape, 1), D), whole, atol=1e-12)
+    np.testing.assert_allclose(km._means(iter(chunks), columns, D), whole, atol=1e-12)
+    few = km._means(km._training_rows(DATA, everyone[5::7], 11), columns, len(everyone[5::7]))
+    np.testing.assert_allclose(few, whole[5::7], atol=1e-12)
     # by hand, client by client
     for client in range(D):
         rows = DATA.gather(np.array([client]), np.arange(DATA.counts()[client])[None])
@@ -261,9 +265,22 @@ def test_more_clusters_than_clients_that_differ() -> None:
 
     same = client_table(stream[:, None], np.ones(40, np.int64), np.arange(40) // 4, task="binary")
     (told,) = refused({"kind": "kmeans", "count": 3}, same)
-    assert told == (
-        "clusters.count: got 3 clusters of clients with 1 that differ; need at most 1. No cluster may be empty."
-    )
+    assert told == ("clusters.count: got 3 clusters of clients of 1 kinds; need at most 1. No cluster may be empty.")
+
+
+def test_kmeans_of_many_clients_is_fitted_on_some_and_places_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atoll.experiment import cluster_kmeans as km
+
+    clusters = sp.KmeansClusters(kind="kmeans", count=3, on="features")
+    whole, _ = km.by_kmeans(clusters, 3, DATA, has_strangers=True)
+    monkeypatch.setattr(km, "_MOST_FITTED", 25)
+    monkeypatch.setattr(km, "_CHUNK_NUMBERS", 100)
+    some, problems = km.by_kmeans(clusters, 3, DATA, has_strangers=True)
+    assert problems == []
+    assert whole is not None
+    assert some is not None
+    agree = max(np.mean(np.array(order)[some.of_client] == whole.of_client) for order in permutations(range(3)))
+    assert agree > 0.9
 
 
 # file
