@@ -1,5 +1,6 @@
 """Metrics as sums over rows, and their spread over clients."""
 
-from atoll.evaluation.evaluator import METRICS, Evaluation, Evaluator, auc
+from atoll.evaluation.evaluator import METRICS, Evaluation, Evaluator, auc, normalized_entropy
+from atoll.evaluation.outputs import outputs
 
-__all__ = ["METRICS", "Evaluation", "Evaluator", "auc"]
+__all__ = ["METRICS", "Evaluation", "Evaluator", "auc", "normalized_entropy", "outputs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,15 @@ import numpy.typing as npt
 import torch
 
 from atoll.errors import Problem, SpecError
+from atoll.evaluation.outputs import batches
 from atoll.messages import ModelVersion
-from atoll.models import LaneModel, LocalRows
+from atoll.models import LaneModel
 
-__all__ = ["METRICS", "Evaluation", "Evaluator", "auc"]
+__all__ = ["METRICS", "Evaluation", "Evaluator", "auc", "normalized_entropy"]
 
-METRICS = ("loss", "accuracy", "auc")
+METRICS = ("loss", "accuracy", "auc", "normalized_entropy")
+_BINARY = {"auc": "AUC compares two classes", "normalized_entropy": "The base rate is that of class 1"}
+_ALL = slice(None)
 _PERCENTILES = (10, 50, 90)
 _VOLUME_GROUPS = 4
 
@@ -46,6 +50,21 @@ def auc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
+def normalized_entropy(labels: npt.NDArray[Any], losses: npt.NDArray[np.float64]) -> float:
+    """Mean log loss over the entropy of the rows' base rate (He et al. 2014); NaN where one class only is present.
+
+    1 is what always saying the base rate gets; less is better.
+
+    Example:
+        >>> normalized_entropy(np.array([0, 1]), np.log([2.0, 2.0]))
+        1.0
+    """
+    rate = float((labels == 1).mean()) if len(labels) else 0.0
+    if not 0.0 < rate < 1.0:
+        return float("nan")
+    return float(losses.mean()) / -(rate * math.log(rate) + (1.0 - rate) * math.log1p(-rate))
+
+
 class Evaluator:
     """Evaluates model versions on one held-out split, in fixed batches on one device, so bits never depend on workers.
 
@@ -57,11 +76,13 @@ class Evaluator:
             positive, clients are also grouped by data volume (over-selection hurts those with much data).
         metrics: names out of METRICS to report.
         per_client: whether to add percentiles over clients and data-volume groups.
+        groups: int64 [rows], the cluster of each row's client, −1 for none; None: no clusters.
+        group_names: of the clusters; the metrics over the rows of one are called eval/cluster/NAME/METRIC.
         device: torch device.
         batch_rows: rows per forward pass.
 
     Raises:
-        SpecError: a metric is unknown, or AUC is asked of a task with more than two classes.
+        SpecError: AUC or normalised entropy is asked of a task with more than two classes.
     """
 
     def __init__(
@@ -73,32 +94,54 @@ class Evaluator:
         metrics: Sequence[str],
         *,
         per_client: bool = True,
+        groups: npt.NDArray[np.int64] | None = None,
+        group_names: Sequence[str] = (),
         device: str = "cpu",
         batch_rows: int = 4096,
     ) -> None:
-        if "auc" in metrics and model.shape.task != "binary":
-            problem = Problem("evaluation.metrics", "auc", "a binary task", "AUC compares two classes", "use accuracy")
-            raise SpecError([problem])
+        wrong = [name for name in metrics if name in _BINARY and model.shape.task != "binary"]
+        if wrong:
+            place, rule = "evaluation.metrics", "a binary task"
+            raise SpecError([Problem(place, name, rule, _BINARY[name], "use accuracy") for name in wrong])
         self._model, self._arrays, self._metrics = model, arrays, tuple(metrics)
         self._device, self._batch_rows = device, batch_rows
         self._clients, self._client_index = np.unique(client, return_inverse=True)
         self._per_client = per_client
+        self._groups = _members(groups, group_names)
         self._volume_group = _volume_groups(self._clients.size, self._client_index, client, train_examples)
 
     def evaluate(self, version: ModelVersion) -> Evaluation:
-        """Metrics of `version`: eval/loss, eval/accuracy, eval/auc as asked, and the spread over clients."""
+        """Metrics of `version`: eval/loss and others as asked, the spread over clients, and every cluster's.
+
+        A cluster's metric that its rows do not define, such as AUC where one class is present, is left out.
+        """
         losses, correct, scores = self._forward(version)
-        labels = self._arrays["y"]
-        found = {}
-        if "loss" in self._metrics:
-            found["eval/loss"] = float(losses.mean())
-        if "accuracy" in self._metrics:
-            found["eval/accuracy"] = float(correct.mean())
-        if "auc" in self._metrics:
-            found["eval/auc"] = auc(labels, scores) if np.isfinite(scores).all() else 0.5
+        found = {f"eval/{name}": value for name, value in self._measure(losses, correct, scores).items()}
         if self._per_client:
             found |= self._client_metrics(losses, correct)
+        for name, members in self._groups.items():
+            measured = self._measure(losses, correct, scores, members)
+            found |= {f"eval/cluster/{name}/{key}": value for key, value in measured.items() if not math.isnan(value)}
         return Evaluation(version.version, found)
+
+    def _measure(
+        self,
+        losses: npt.NDArray[np.float64],
+        correct: npt.NDArray[np.float64],
+        scores: npt.NDArray[np.float64],
+        rows: npt.NDArray[np.intp] | slice = _ALL,
+    ) -> dict[str, float]:
+        """The metrics that were asked for, over some rows."""
+        labels, found = self._arrays["y"][rows], {}
+        if "loss" in self._metrics:
+            found["loss"] = float(losses[rows].mean())
+        if "accuracy" in self._metrics:
+            found["accuracy"] = float(correct[rows].mean())
+        if "auc" in self._metrics:
+            found["auc"] = auc(labels, scores[rows]) if np.isfinite(scores[rows]).all() else 0.5
+        if "normalized_entropy" in self._metrics:
+            found["normalized_entropy"] = normalized_entropy(labels, losses[rows])
+        return found
 
     def _client_metrics(self, losses: npt.NDArray[np.float64], correct: npt.NDArray[np.float64]) -> dict[str, float]:
         count = np.bincount(self._client_index)
@@ -119,45 +162,34 @@ class Evaluator:
         self, version: ModelVersion
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Per row: loss, whether the guess is right, score of class 1 (binary) or zeros."""
-        parameters = self._parameters(version)
-        tables = [torch.tensor(table).to(self._device) for table in version.tables]
         rows = len(self._arrays["y"])
         losses, correct, scores = np.empty(rows), np.empty(rows), np.zeros(rows)
-        for begin in range(0, rows, self._batch_rows):
-            part = slice(begin, begin + self._batch_rows)
-            batch = {name: torch.as_tensor(array[part]).to(self._device) for name, array in self._arrays.items()}
-            labels = batch["y"].long()
+        for batch in batches(self._model, version, self._arrays, self._device, self._batch_rows):
+            labels = batch.examples["y"][0].long()
             with torch.no_grad():
-                lane_batch = {name: value[None] for name, value in batch.items()}
-                logits = self._model.logits(parameters, self._local_rows(tables, lane_batch), lane_batch)[0].double()
+                logits = self._model.logits(batch.params, batch.local, batch.examples)[0].double()
                 if self._model.shape.task == "binary":
                     score = logits[:, 0]
                     loss = torch.nn.functional.binary_cross_entropy_with_logits(
                         score, labels.double(), reduction="none"
                     )
                     right = (score > 0) == (labels == 1)
-                    scores[part] = score.cpu().numpy()
+                    scores[batch.rows] = score.cpu().numpy()
                 else:
                     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
                     right = logits.argmax(1) == labels
             # A model that says NaN has not guessed class 0.
             right &= ~logits.isnan().any(1)
-            losses[part], correct[part] = loss.cpu().numpy(), right.double().cpu().numpy()
+            losses[batch.rows], correct[batch.rows] = loss.cpu().numpy(), right.double().cpu().numpy()
         return np.nan_to_num(losses, nan=1e6, posinf=1e6), correct, scores
 
-    def _local_rows(self, tables: list[torch.Tensor], batch: Mapping[str, torch.Tensor]) -> LocalRows | None:
-        if not tables:
-            return None
-        offsets = torch.tensor(self._model.shape.tables[0].offsets, device=self._device)
-        return LocalRows(tables[0], batch["c"] + offsets)
 
-    def _parameters(self, version: ModelVersion) -> dict[str, torch.Tensor]:
-        parameters, begin = {}, 0
-        for parameter in self._model.shape.parameters:
-            flat = torch.tensor(version.dense[begin : begin + parameter.size]).to(self._device)
-            parameters[parameter.name] = flat.reshape(1, *parameter.shape)
-            begin += parameter.size
-        return parameters
+def _members(groups: npt.NDArray[np.int64] | None, names: Sequence[str]) -> dict[str, npt.NDArray[np.intp]]:
+    """Rows of every cluster that has any, by its name."""
+    if groups is None:
+        return {}
+    members = {name: np.flatnonzero(groups == number) for number, name in enumerate(names)}
+    return {name: rows for name, rows in members.items() if rows.size}
 
 
 def _volume_groups(

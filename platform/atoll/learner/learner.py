@@ -118,11 +118,10 @@ class _BlockRun:
             self._row_index = torch.from_numpy(self.touched.index).to(device).flatten(0, 1)
             self.rows = torch.from_numpy(self.touched.start).to(device)
             self._rows_start = self.rows.clone()
-        needs_codes = not model.shape.tables
         self._examples = {
             name: torch.from_numpy(np.ascontiguousarray(value)).to(device).flatten(0, 1)
             for name, value in examples.items()
-            if name != "c" or needs_codes
+            if name != "c" or model.reads_codes
         }
         self.params = self._stack(versions)
         self._rates: npt.NDArray[np.float64] | None = None

@@ -21,7 +21,7 @@ from atoll.models.shapes import (
 
 if TYPE_CHECKING:
     from atoll.models.build import build_model, init_version, load_module
-    from atoll.models.lanes import LaneModel, LocalRows
+    from atoll.models.lanes import LaneModel, LocalRows, WithPenultimate
 
 __all__ = [
     "CharLstm",
@@ -36,6 +36,7 @@ __all__ = [
     "ModelShape",
     "ParameterShape",
     "TableShape",
+    "WithPenultimate",
     "build_model",
     "encode_version",
     "init_version",
@@ -45,7 +46,7 @@ __all__ = [
     "shape_of",
 ]
 
-_WITH_TORCH = {"LaneModel": "lanes", "LocalRows": "lanes"} | dict.fromkeys(
+_WITH_TORCH = dict.fromkeys(("LaneModel", "LocalRows", "WithPenultimate"), "lanes") | dict.fromkeys(
     ("build_model", "init_version", "load_module"), "build"
 )
 

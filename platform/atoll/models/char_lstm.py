@@ -21,7 +21,7 @@ class CharLstmLanes:
     """
 
     def __init__(self, settings: CharLstm, inputs: ModelInputs) -> None:
-        self.shape = shape_of(settings, inputs)
+        self.shape, self.reads_codes = shape_of(settings, inputs), False
         self._settings, self._inputs = settings, inputs
         self._lstm = torch.nn.LSTM(
             settings.embedding, settings.hidden, settings.layers, batch_first=True, device="meta"

@@ -29,7 +29,7 @@ class CnnLanes:
     """Lane form of `Cnn`. Convolutions run one lane at a time: grouped or unfolded ones are slower on CPUs."""
 
     def __init__(self, settings: Cnn, inputs: ModelInputs) -> None:
-        self.shape = shape_of(settings, inputs)
+        self.shape, self.reads_codes = shape_of(settings, inputs), False
         self._settings, self._inputs = settings, inputs
 
     def logits(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:

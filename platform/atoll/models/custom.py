@@ -60,12 +60,12 @@ class CustomLanes:
         self.shape = shape_of(settings, inputs)
         self._settings = settings
         self._module = custom_module(settings)
-        self._has_categories = bool(inputs.category_sizes)
+        self.reads_codes = bool(inputs.category_sizes)
 
     def logits(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:
         """[L, B, num_outputs]."""
         del rows
-        arguments = (batch["x"], batch["c"]) if self._has_categories else (batch["x"],)
+        arguments = (batch["x"], batch["c"]) if self.reads_codes else (batch["x"],)
         self._module.to(batch["x"].device)
 
         def one(weights: dict[str, Tensor], *values: Tensor) -> Tensor:

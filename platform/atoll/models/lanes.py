@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from atoll.models.shapes import ModelShape
 
-__all__ = ["Gradients", "LaneModel", "LocalRows", "Params", "autograd_gradients", "example_losses", "lane_by_lane"]
+__all__ = [
+    "Gradients",
+    "LaneModel",
+    "LocalRows",
+    "Params",
+    "WithPenultimate",
+    "autograd_gradients",
+    "example_losses",
+    "lane_by_lane",
+    "losses_backward",
+]
 
 #: name → [L, *shape]
 Params = Mapping[str, Tensor]
@@ -31,6 +41,11 @@ class LocalRows:
         """[L, B, G, dim]."""
         return torch.nn.functional.embedding(self.index, self.values)
 
+    def gradient(self, back: Tensor) -> Tensor:
+        """Gradient by `values` [R, dim] from that by `lookup`: [L, B, G, dim], or anything that flattens to it."""
+        found = torch.zeros_like(self.values)
+        return found.index_add_(0, self.index.flatten(), back.reshape(-1, self.values.shape[1]))
+
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
@@ -42,9 +57,15 @@ class Gradients:
 
 
 class LaneModel(Protocol):
-    """A model whose weights carry a leading lane dimension. Lanes never mix: row l of a result depends on lane l."""
+    """A model whose weights carry a leading lane dimension. Lanes never mix: row l of a result depends on lane l.
+
+    Attributes:
+        shape: names and shapes of the weights.
+        reads_codes: whether it needs batch["c"] beside the rows.
+    """
 
     shape: ModelShape
+    reads_codes: bool
 
     def logits(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:
         """[L, B, num_outputs] from batch["x"] [L, B, …]; differentiable."""
@@ -61,6 +82,15 @@ class LaneModel(Protocol):
         ...
 
 
+@runtime_checkable
+class WithPenultimate(Protocol):
+    """A lane model that shows what its last linear layer reads."""
+
+    def penultimate(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:
+        """[L, B, H]: a vector per example of which the logits are a linear function; arguments as for `logits`."""
+        ...
+
+
 def example_losses(logits: Tensor, labels: Tensor, task: str) -> Tensor:
     """Cross-entropy per example, [L, B]: from one logit for a binary task, else over the last dimension."""
     if task == "binary":
@@ -68,6 +98,32 @@ def example_losses(logits: Tensor, labels: Tensor, task: str) -> Tensor:
         return torch.nn.functional.binary_cross_entropy_with_logits(score, labels.to(score.dtype), reduction="none")
     flat = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
     return flat.view(labels.shape)
+
+
+def losses_backward(logits: Tensor, labels: Tensor, share: Tensor, task: str) -> tuple[Tensor, Tensor]:
+    """(loss [L], its gradient by the logits [L, B, O]), by hand: loss = Σ_b share · `example_losses`."""
+    if task == "binary":
+        losses = example_losses(logits, labels, "binary")
+        back = logits.sigmoid() - labels.unsqueeze(2)
+    else:
+        losses, back = _softmax_losses(logits, labels.unsqueeze(2))
+    loss = (losses * share).sum(1)
+    back *= share.unsqueeze(2)
+    return loss, back
+
+
+def _softmax_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy [L, B] and its gradient by the logits [L, B, O]; labels [L, B, 1].
+
+    By elementary operations: torch's softmax over a short last dimension costs four times as much on CPUs.
+    """
+    shifted = logits - logits.amax(2, keepdim=True)
+    chance = shifted.exp()
+    total = chance.sum(2, keepdim=True)
+    losses = total.log() - shifted.gather(2, labels)
+    chance /= total
+    chance.scatter_add_(2, labels, chance.new_full((1, 1, 1), -1.0).expand(labels.shape))
+    return losses.squeeze(2), chance
 
 
 def autograd_gradients(

@@ -10,7 +10,7 @@ from atoll.spec.base import Count, LongCount, NonNegative, Positive, Section, Sh
 
 __all__ = ["Comparison", "Evaluation", "InlineRuntime", "RayRuntime", "Runtime", "Stop", "Target", "Tracking"]
 
-Metric = Literal["loss", "accuracy", "auc"]
+Metric = Literal["loss", "accuracy", "auc", "normalized_entropy"]
 
 
 class Evaluation(Section):
@@ -32,10 +32,10 @@ class Evaluation(Section):
 
 
 class Target(Section):
-    """A quality at which the run stops; loss has to fall to it, other metrics have to rise to it."""
+    """A quality at which the run stops; loss and normalized_entropy fall to it, other metrics rise to it."""
 
     metric: Metric = Field(description="One of evaluation.metrics.")
-    value: float = Field(description="Reached when loss ≤ value, or another metric ≥ value.")
+    value: float = Field(description="Reached when loss or normalized_entropy ≤ value, or another metric ≥ value.")
 
 
 class Stop(Section):

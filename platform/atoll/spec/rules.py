@@ -241,18 +241,21 @@ def _is_binary(data: Any) -> bool | None:
     return None
 
 
+_BINARY_METRICS = {
+    "auc": "The area under the ROC curve is defined for two classes",
+    "normalized_entropy": "The base rate that it is divided by is that of class 1",
+}
+
+
 def _evaluation(evaluation: Evaluation, data: Any, stop: Stop | None) -> Iterator[Finding]:
     yield from _repeated("evaluation.metrics", evaluation.metrics)
-    if data is not None and "auc" in evaluation.metrics and _is_binary(data) is False:
-        yield (
-            ("evaluation.metrics", "data.kind", "data.task", "data.classes"),
-            Problem(
-                "evaluation.metrics",
-                "auc",
-                f"loss or accuracy; data.kind {data.kind} here has more than two classes",
-                "The area under the ROC curve is defined for two classes",
-            ),
-        )
+    for metric, why in _BINARY_METRICS.items():
+        if data is not None and metric in evaluation.metrics and _is_binary(data) is False:
+            rule = f"loss or accuracy; data.kind {data.kind} here has more than two classes"
+            yield (
+                ("evaluation.metrics", "data.kind", "data.task", "data.classes"),
+                Problem("evaluation.metrics", metric, rule, why),
+            )
     if stop is not None and stop.target is not None and stop.target.metric not in evaluation.metrics:
         yield (
             ("stop.target.metric", "stop.target", "evaluation.metrics"),

@@ -29,19 +29,21 @@ AXES = (
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether small values of the metric are good: losses and errors.
+    """Whether small values of the metric are good: losses, errors and entropies.
 
     Example:
         >>> lower_is_better("eval/loss"), lower_is_better("eval/auc")
         (True, False)
     """
-    return "loss" in metric or "error" in metric
+    return any(word in metric.rpartition("/")[2] for word in ("loss", "error", "entropy"))
 
 
 def metric_label(metric: str) -> str:
     """How a metric is written on an axis: `eval/auc` is "AUC on held-out data"."""
     area, _, name = metric.rpartition("/")
     word = {"auc": "AUC"}.get(name, name.replace("_", " "))
+    if area.startswith("eval/cluster/"):
+        return f"{word} on held-out data of {area.removeprefix('eval/cluster/')}"
     return f"{word} on held-out data" if area == "eval" else word
 
 

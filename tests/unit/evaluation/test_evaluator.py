@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from atoll.errors import SpecError
 from atoll.evaluation import Evaluator
-from atoll.evaluation.evaluator import auc
+from atoll.evaluation.evaluator import auc, normalized_entropy
 from atoll.messages import ModelVersion
 from atoll.models import ModelShape
 
@@ -143,3 +143,50 @@ def test_infinite_logits_give_a_finite_loss() -> None:
 def test_auc_of_many_classes_is_refused() -> None:
     with pytest.raises(SpecError, match=r"evaluation\.metrics: got auc"):
         evaluated([[1.0, 2.0, 3.0]], [0], metrics=("auc",))
+
+
+def test_normalized_entropy_of_many_classes_is_refused_too() -> None:
+    with pytest.raises(SpecError) as caught:
+        evaluated([[1.0, 2.0, 3.0]], [0], metrics=("auc", "loss", "normalized_entropy"))
+    assert [problem.value for problem in caught.value.problems] == ["auc", "normalized_entropy"]
+
+
+def test_always_saying_the_base_rate_has_a_normalized_entropy_of_one() -> None:
+    labels = np.array([1, 0, 0, 0, 1, 0, 0, 0])
+    found = evaluated(np.full(8, math.log(0.25 / 0.75)), labels, metrics=("normalized_entropy",))
+    assert found["eval/normalized_entropy"] == pytest.approx(1.0, rel=1e-7)
+    surer = evaluated(np.where(labels == 1, 2.0, -2.0), labels, metrics=("loss", "normalized_entropy"))
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert surer["eval/normalized_entropy"] == pytest.approx(surer["eval/loss"] / entropy, rel=1e-12)
+    assert surer["eval/normalized_entropy"] < 1.0
+
+
+def test_normalized_entropy_of_one_class_is_not_a_number() -> None:
+    assert math.isnan(evaluated([1.0, 2.0], [1, 1], metrics=("normalized_entropy",))["eval/normalized_entropy"])
+    assert math.isnan(normalized_entropy(np.zeros(0), np.zeros(0)))
+
+
+GROUPED = {"groups": np.array([0, 0, 1, 1, -1, 2, 2]), "group_names": ("a", "b", "one_class", "empty")}
+
+
+def test_groups_are_measured_on_their_own_rows() -> None:
+    logits, labels = [2.0, -1.0, 0.5, -3.0, 9.0, 1.0, 2.0], [1, 0, 0, 1, 0, 1, 1]
+    metrics = ("loss", "accuracy", "auc", "normalized_entropy")
+    found = evaluated(logits, labels, metrics=metrics, per_client=False, **GROUPED)
+    for name, rows in (("a", slice(0, 2)), ("b", slice(2, 4)), ("one_class", slice(5, 7))):
+        alone = evaluated(logits[rows], labels[rows], metrics=metrics, per_client=False)
+        want = {key.replace("eval/", f"eval/cluster/{name}/"): value for key, value in alone.items()}
+        if name == "one_class":
+            want = {key: value for key, value in want.items() if not math.isnan(value)}
+            assert set(want) == {"eval/cluster/one_class/loss", "eval/cluster/one_class/accuracy"}
+        assert {key: value for key, value in found.items() if f"cluster/{name}/" in key} == want
+    assert not [key for key in found if "empty" in key]
+
+
+def test_groups_change_nothing_else() -> None:
+    logits, labels = [2.0, -1.0, 0.5, -3.0, 9.0, 1.0, 2.0], [1, 0, 0, 1, 0, 1, 1]
+    metrics = ("loss", "accuracy", "auc")
+    without = evaluated(logits, labels, metrics=metrics)
+    found = evaluated(logits, labels, metrics=metrics, **GROUPED)
+    assert {key: value for key, value in found.items() if "/cluster/" not in key} == without
+    assert evaluated(logits, labels, metrics=metrics, groups=None, group_names=()) == without

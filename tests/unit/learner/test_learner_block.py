@@ -259,7 +259,7 @@ def test_work_scales_with_what_lanes_hold() -> None:
     inner, seen = kind.model(), []
 
     class Spy:
-        shape = inner.shape
+        shape, reads_codes = inner.shape, inner.reads_codes
 
         def gradients(self, params: dict, rows: object, batch: dict, share: torch.Tensor) -> object:
             seen.append(tuple(share.shape))

@@ -46,12 +46,15 @@ def messages(*overrides, base=BASE):
         ),
         (
             ["evaluation.metrics=loss"],
-            "evaluation.metrics: got 'loss'; need a list of at least one, each one of loss, accuracy, auc. "
-            "Write a list: ['loss'].",
+            "evaluation.metrics: got 'loss'; need a list of at least one, each one of loss, accuracy, auc, "
+            "normalized_entropy. Write a list: ['loss'].",
         ),
         (["model.hidden=[64, x]"], "model.hidden[1]: got 'x'; need a whole number ≥ 1."),
         (["model.hidden=[]"], "model.hidden: got []; need a list of at least one, each a whole number ≥ 1."),
-        (["population=3"], "population: got 3; need a section with fields size, devices, availability, device_memory_bytes."),
+        (
+            ["population=3"],
+            "population: got 3; need a section with fields size, devices, availability, device_memory_bytes.",
+        ),
         (["schedule=null"], "schedule: got null; need a section with kind: one of async, sync."),
         (["client.lr=.nan"], "client.lr: got nan; need a number > 0."),
         (["stop.server_steps=1e400"], "stop.server_steps: got inf; need a whole number ≥ 1 and ≤ 2,147,483,647."),
@@ -70,11 +73,12 @@ def messages(*overrides, base=BASE):
         # words
         (
             ["evaluation.metrics=[loss, acuracy]"],
-            "evaluation.metrics[1]: got 'acuracy'; need one of loss, accuracy, auc. Did you mean accuracy.",
+            "evaluation.metrics[1]: got 'acuracy'; need one of loss, accuracy, auc, normalized_entropy. "
+            "Did you mean accuracy.",
         ),
         (
             ["data.kind=flight"],
-            "data.kind: got 'flight'; need one of arrays, custom, flights, parquet, shakespeare, synthetic. "
+            "data.kind: got 'flight'; need one of arrays, custom, flights, movielens, parquet, shakespeare, synthetic. "
             "Did you mean flights.",
         ),
         (
