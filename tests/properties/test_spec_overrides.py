@@ -43,6 +43,12 @@ RIGHT = {
     "population.devices.dropout": share,
     "population.devices.size_correlation": st.floats(-1, 1),
     "population.availability": st.sampled_from([{"kind": "always"}, {"kind": "diurnal", "hours": 3}]),
+    "clusters": st.sampled_from(
+        [
+            {"kind": "data_volume", "count": 3, "only": "q0"},
+            {"kind": "attribute", "column": "age", "bins": [1, 2.5], "only": "lt_1"},
+        ]
+    ),
     "model": st.builds(lambda h: {"kind": "mlp", "hidden": h}, st.lists(st.integers(1, 512), min_size=1, max_size=4)),
     "client.lr": positive,
     "client.schedule": rates,

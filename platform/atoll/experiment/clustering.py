@@ -115,7 +115,7 @@ def cluster_problems(spec: sp.Spec, data: ClientData) -> list[Problem]:
     clustering, problems = _examined(spec, data)
     if clustering is None:
         return problems
-    leaves: Mapping[str, Mapping[str, Any]] = getattr(spec.ensemble, "leaves", None) or {}
+    leaves: Mapping[str, Mapping[str, Any]] = {} if spec.ensemble is None else spec.ensemble.leaves
     for name in leaves:
         if name not in clustering.names:
             problems.append(_unknown_name(f"ensemble.leaves.{name}", name, clustering.names))
@@ -267,10 +267,8 @@ def _too_small(spec: sp.Spec, name: str, size: int, overrides: Mapping[str, Any]
     schedule, place = spec.schedule, "schedule"
     if any(key.split(".")[0] == "schedule" for key in overrides):
         place = f"ensemble.leaves.{name}.schedule"
-        found = _overridden(spec, name, overrides)
-        if isinstance(found, list):
-            return found
-        schedule = found
+        clusters = sp.to_dict(spec)["clusters"] | {"only": name}
+        schedule = sp.derived(spec, overrides, ensemble=None, comparison=None, clusters=clusters).schedule
     if isinstance(schedule, sp.AsyncSchedule):
         path, given, needed = f"{place}.concurrency", f"{schedule.concurrency}", schedule.concurrency
     else:
@@ -284,17 +282,7 @@ def _too_small(spec: sp.Spec, name: str, size: int, overrides: Mapping[str, Any]
     if spec.ensemble is None:
         hint = "Lower it, or make larger clusters"
     got = f"{given} in cluster {name} of {size} clients"
-    return [Problem(path, got, f"at most {size}", "A cluster has no fewer clients than are to train at once", hint)]
-
-
-def _overridden(spec: sp.Spec, name: str, overrides: Mapping[str, Any]) -> sp.Schedule | list[Problem]:
-    alone = {"ensemble": None, "comparison": None, "clusters": spec.clusters.model_copy(update={"only": name})}
-    plain = sp.to_dict(spec.model_copy(update=alone))
-    try:
-        return sp.parse(plain, [f"{key}={json.dumps(value)}" for key, value in overrides.items()]).schedule
-    except SpecError as error:
-        place = f"ensemble.leaves.{name}"
-        return [Problem(f"{place}: {p.path}", p.value, p.rule, p.why, p.hint) for p in error.problems]
+    return [Problem(path, got, f"at most {size}", "So many of its clients would have to train at once", hint)]
 
 
 def _examples(part: po.Members, size: int, data: ClientData) -> int | None:

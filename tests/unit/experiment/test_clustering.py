@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import permutations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -360,8 +359,8 @@ def test_a_cluster_smaller_than_its_schedule_is_refused_with_both_numbers() -> N
     assert cluster_problems(fits, DATA) == []
     (told,) = cluster_problems(divided(attribute("maker", only="Airbus"), **concurrency(18)), DATA)
     assert str(told) == (
-        "schedule.concurrency: got 18 in cluster Airbus of 17 clients; need at most 17. A cluster has no fewer clients "
-        "than are to train at once. Lower it, or make larger clusters."
+        "schedule.concurrency: got 18 in cluster Airbus of 17 clients; need at most 17. So many of its clients would "
+        "have to train at once. Lower it, or make larger clusters."
     )
     assert cluster_problems(divided(attribute("maker", only="Boeing"), **concurrency(18)), DATA) == []
     (told,) = cluster_problems(divided(attribute("maker", only="Boeing"), **SYNC), DATA)
@@ -369,22 +368,28 @@ def test_a_cluster_smaller_than_its_schedule_is_refused_with_both_numbers() -> N
     assert told.value == "20, 26 with over_selection, in cluster Boeing of 23 clients"
 
 
-def with_leaves(spec: sp.Spec, **leaves: dict[str, Any]) -> sp.Spec:
-    return spec.model_copy(update={"ensemble": SimpleNamespace(leaves=leaves)})
+def with_leaves(clusters: dict[str, Any], leaves: dict[str, Any] | None = None, **sections: Any) -> sp.Spec:
+    """An ensemble of all clusters, some of whose leaves have values of their own."""
+    joined = {"over_arch": {"kind": "mean"}, "leaves": leaves or {}}
+    return sp.derived(divided(clusters | {"only": "all"}, **sections), {}, ensemble=joined, clusters=clusters)
 
 
 def test_every_leaf_of_an_ensemble_is_checked_against_its_own_schedule() -> None:
-    spec = with_leaves(divided(attribute("maker"), **concurrency(17)), Airbus={"schedule.concurrency": 10})
+    makers = attribute("maker")
+    spec = with_leaves(makers, {"Airbus": {"schedule.concurrency": 10}}, **concurrency(17))
     (told,) = cluster_problems(spec, DATA)
     assert told.value == "17 in cluster Cessna_Co of 16 clients"
     assert "ensemble.leaves.Cessna_Co" in told.hint
-    spec = with_leaves(divided(attribute("maker")), Boeing={"schedule": SYNC["schedule"], "aggregation.kind": "fedavg"})
-    assert "ensemble.leaves.Boeing" in cluster_problems(spec, DATA)[0].path
-    leaf = {"schedule": {**concurrency(25)["schedule"]}}
-    (told,) = cluster_problems(with_leaves(divided(attribute("maker")), Boeing=leaf), DATA)
+    (told,) = cluster_problems(with_leaves(makers, {"Boeing": concurrency(25)}), DATA)
     assert (told.path, told.rule) == ("ensemble.leaves.Boeing.schedule.concurrency", "at most 23")
-    (told,) = cluster_problems(with_leaves(divided(attribute("maker")), Boing={}), DATA)
+    (told,) = cluster_problems(with_leaves(makers, {"Boing": {}}), DATA)
     assert (told.path, told.hint) == ("ensemble.leaves.Boing", "Did you mean Boeing")
+
+
+def test_an_ensemble_of_one_cluster_is_checked_too() -> None:
+    (told,) = cluster_problems(with_leaves({"kind": "single"}, **concurrency(57)), DATA)
+    assert told.value == "57 in cluster all of 56 clients"
+    assert cluster_problems(with_leaves({"kind": "single"}, **concurrency(56)), DATA) == []
 
 
 def test_a_plain_run_has_no_clusters_to_check() -> None:
@@ -394,7 +399,7 @@ def test_a_plain_run_has_no_clusters_to_check() -> None:
 
 
 def test_many_small_clusters_are_told_in_a_few_lines() -> None:
-    found = cluster_problems(with_leaves(divided(attribute("code"))), DATA)
+    found = cluster_problems(with_leaves(attribute("code")), DATA)
     assert len(found) == 21
     assert found[-1].value == "36 more clusters that are too small"
 
