@@ -13,7 +13,7 @@ from atoll import population as po
 from atoll import spec as sp
 from atoll.data import ClientTable, SyntheticSource, open_data
 from atoll.errors import SpecError
-from atoll.experiment import plan
+from atoll.experiment import plan, resume, run
 from atoll.experiment.birth import born, differences
 from atoll.experiment.clustering import Clustering, cluster_problems, cluster_sizes, clustering_of
 from atoll.experiment.modelling import shape_of
@@ -466,3 +466,22 @@ def test_an_attribute_that_changed_is_noticed() -> None:
     assert clustering_of(spec, first).sizes != clustering_of(spec, second).sizes
     fatal, _ = differences(born(spec, first, "k", "", None), born(spec, second, "k", "", None), spec, spec)
     assert [problem.path for problem in fatal] == ["attribute given"]
+
+
+def test_a_leaf_goes_on_with_its_file_and_with_no_other(mlflow_uri: str, tmp_path: Path) -> None:
+    spec = divided(
+        file_of(tmp_path, csv(rows()), only="p1"),
+        tracking={"uri": mlflow_uri}, evaluation={"metrics": ["auc"], "split": "seen", "every_steps": 2},
+        stop={"server_steps": 3},
+    )  # fmt: skip
+    runs = tmp_path / "runs"
+    with factory():
+        begun = run(spec, runs_folder=runs)
+        assert {"eval/cluster/p0/auc", "eval/cluster/p1/auc"} <= set(begun.metrics)
+        file_of(tmp_path, csv(rows(part=lambda number: f"p{number % 3}")))
+        with pytest.raises(SpecError, match=r"clusters\.path: got content .* bring the old file back"):
+            resume(begun.folder, "stop.server_steps=5", runs_folder=runs)
+        file_of(tmp_path, csv(rows()))
+        longer = resume(begun.folder, "stop.server_steps=5", runs_folder=runs)
+        at_once = run(spec, "stop.server_steps=5", runs_folder=runs)
+    assert (longer.model_digest, longer.plan_digest) == (at_once.model_digest, at_once.plan_digest)
