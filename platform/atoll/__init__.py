@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison
+    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison, run_ensemble
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "load", "plan", "replay", "resume", "run", "run_comparison"]
+__all__ = ["__version__", "export", "load", "plan", "replay", "resume", "run", "run_comparison", "run_ensemble"]
 
 
 def __getattr__(name: str) -> Any:

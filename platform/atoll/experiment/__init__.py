@@ -12,6 +12,7 @@ from atoll.experiment.comparing import (
     run_comparison,
     write_comparison,
 )
+from atoll.experiment.ensembling import EnsemblePlan, EnsembleRun, plan_ensemble, resume_ensemble, run_ensemble
 from atoll.experiment.exporting import Exported, export
 from atoll.experiment.listing import Entry, list_runs
 from atoll.experiment.planning import PlanReport, as_spec, plan
@@ -23,6 +24,8 @@ from atoll.experiment.sessions import session_for
 
 __all__ = [
     "ComparisonRun",
+    "EnsemblePlan",
+    "EnsembleRun",
     "Entry",
     "Exported",
     "PlanReport",
@@ -38,13 +41,16 @@ __all__ = [
     "load",
     "outcome_dict",
     "plan",
+    "plan_ensemble",
     "prepare_replay",
     "prune_runs",
     "replay",
     "resume",
     "resume_comparison",
+    "resume_ensemble",
     "run",
     "run_comparison",
+    "run_ensemble",
     "session_for",
     "write_comparison",
 ]

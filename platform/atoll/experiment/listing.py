@@ -11,13 +11,21 @@ from typing import Any, Literal
 
 from atoll import spec as sp
 from atoll.experiment.places import is_held
-from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, RESULT_FILE, RUNS_FOLDER, STORE_FILE, TOLD
+from atoll.experiment.records import (
+    COMPARISON_FILE,
+    ENSEMBLE_FILE,
+    JOURNAL_FILE,
+    RESULT_FILE,
+    RUNS_FOLDER,
+    STORE_FILE,
+    TOLD,
+)
 from atoll.runtime.store import SqliteJournal
 
 __all__ = ["Entry", "State", "list_runs", "run_entry"]
 
 State = Literal["running", "finished", "interrupted", "elsewhere", "not begun", "damaged"]
-_REPORT = Path("comparison") / "comparison.html"
+_REPORTS = (Path("comparison") / "comparison.html", Path(ENSEMBLE_FILE))
 #: files that name a folder as one of ours; an empty folder is one whose run died in its first moments
 _OURS = (JOURNAL_FILE, STORE_FILE, COMPARISON_FILE, "spec.yaml", ".lock")
 
@@ -192,12 +200,20 @@ def _comparison(folder: Path, children: list[Path]) -> Entry:
         found = replace(found, state="damaged", problem=f"{folder / COMPARISON_FILE}: {error}")
     if is_held(folder):
         found = replace(found, state="running")
-    elif found.state == "interrupted" and done == len(runs) == wanted and (folder / _REPORT).is_file():
+    elif (
+        found.state == "interrupted"
+        and done == len(runs) == wanted
+        and any((folder / report).is_file() for report in _REPORTS)
+    ):
         found = replace(found, state="finished")
     # What goes on is the comparison; where that cannot, its runs still can.
     is_whole = found.run_id is not None
     runs = tuple(replace(run, advice="" if is_whole else _advice(run)) for run in runs)
     return replace(found, runs=runs)
+
+
+def _has_report(folder: Path) -> bool:
+    return any((folder / report).is_file() for report in _REPORTS)
 
 
 def _child(folder: Path) -> Entry:
@@ -210,6 +226,8 @@ def _child(folder: Path) -> Entry:
 
 def _runs_wanted(folder: Path) -> int | None:
     try:
+        if (number := json.loads((folder / COMPARISON_FILE).read_text()).get("num_runs")) is not None:
+            return int(number)
         comparison = sp.load(folder / "spec.yaml").comparison
     except Exception:  # another version of atoll may have written it
         return None

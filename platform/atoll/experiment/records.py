@@ -17,6 +17,7 @@ from atoll.tracking import RunSummary, Target
 
 __all__ = [
     "COMPARISON_FILE",
+    "ENSEMBLE_FILE",
     "JOURNAL_FILE",
     "RESULT_FILE",
     "RUNS_FOLDER",
@@ -24,6 +25,7 @@ __all__ = [
     "TOLD",
     "Run",
     "find_folder",
+    "is_ensemble",
     "load",
     "read_result",
     "run_folders",
@@ -33,10 +35,17 @@ __all__ = [
 
 RUNS_FOLDER = "runs"
 JOURNAL_FILE, RESULT_FILE, COMPARISON_FILE = "journal.db", "result.json", "comparison.json"
+#: how an ensemble came out
+ENSEMBLE_FILE = "ensemble.json"
 #: says where a run keeps itself that keeps itself elsewhere
 STORE_FILE = "store.txt"
 #: meta key of the journal: whether the tracking store has everything that is told at the end
 TOLD = "told"
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether a folder of several runs is an ensemble's, and not a comparison's."""
+    return sp.load(folder / "spec.yaml").ensemble is not None
 
 
 @dataclass(frozen=True)

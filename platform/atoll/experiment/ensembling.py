@@ -1,0 +1,328 @@
+"""Ensembles: leaves of disjoint clusters and their controls, run together, then joined and judged.
+
+Every model is an ordinary run in a folder of its own below the ensemble's, so that a leaf has the bits that it has
+alone, and whatever is killed goes on where it stopped. What is left is a pure function of their models.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atoll import spec as sp
+from atoll.data import ClientData, open_data
+from atoll.errors import Interrupted, MembersFailed, Problem, SpecError
+from atoll.experiment.comparing import check_comparable
+from atoll.experiment.finishing import observing
+from atoll.experiment.modelling import shape_of
+from atoll.experiment.parents import begin_parent, check_same, is_run
+from atoll.experiment.places import check_places, only_one
+from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
+from atoll.experiment.records import COMPARISON_FILE, ENSEMBLE_FILE, RUNS_FOLDER, Run, short
+from atoll.experiment.running import Wanted, keyed_folder, new_folder, pinned, run_together
+from atoll.experiment.sessions import session_for, store_bytes_of
+from atoll.experiment.storing import check_store
+from atoll.experiment.study import EnsembleArm, Member, Study, study_of
+from atoll.experiment.wiring import source_of
+from atoll.experiment.working import Ended
+from atoll.models import load_version
+from atoll.runtime.store import LocalFiles
+from atoll.tracking import MlflowTracker, Row, RunInfo, flatten_params, preflight, summary_tags
+
+if TYPE_CHECKING:
+    from atoll.experiment.judging import Judgement
+
+__all__ = ["EnsemblePlan", "EnsembleRun", "plan_ensemble", "resume_ensemble", "run_ensemble"]
+
+_REPORT_FOLDER = "ensemble"
+#: (what is run now, names of the runs) → a progress callback for them, or none
+OnGroup = Callable[[str, Sequence[tuple[str, sp.Spec]]], Callable[[list[dict[str, float]]], None] | None]
+
+
+@dataclass(frozen=True)
+class EnsemblePlan:
+    """What an ensemble and its controls would do.
+
+    Attributes:
+        study: members and arms.
+        reports: member → its plan.
+    """
+
+    study: Study
+    reports: Mapping[str, PlanReport]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        members = {
+            one.name: {"role": one.role, "cluster": one.cluster, "seed": one.seed, **self.reports[one.name].as_dict()}
+            for one in self.study.members
+        }
+        arms = {one.name: {"role": one.role, "seed": one.seed, "members": one.members} for one in self.study.arms}
+        return {"members": members, "arms": arms}
+
+
+@dataclass(frozen=True)
+class EnsembleRun:
+    """A finished ensemble.
+
+    Attributes:
+        folder: of the ensemble; every member's folder is inside.
+        judgement: arms beside one another, with intervals.
+        runs: member → its run.
+        html, csv: the report's files.
+        parent_run_id: the MLflow run that holds them all.
+        tracking_uri, experiment: where it is logged.
+    """
+
+    folder: str
+    judgement: Judgement
+    runs: Mapping[str, Run]
+    html: str
+    csv: str
+    parent_run_id: str
+    tracking_uri: str
+    experiment: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "folder": self.folder,
+            "parent_run_id": self.parent_run_id,
+            "html": self.html,
+            "csv": self.csv,
+            "runs": {name: one.as_dict() for name, one in self.runs.items()},
+            **self.judgement.as_dict(),
+        }
+
+
+class _Data:
+    """Opens the data of specs, once for all that have the same source."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, ClientData] = {}
+
+    def __call__(self, spec: sp.Spec) -> ClientData:
+        source = source_of(spec)
+        name = repr(source)
+        if name not in self._opened:
+            self._opened[name] = open_data(source)
+        return self._opened[name]
+
+
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+def plan_ensemble(spec: SpecLike, *overrides: str) -> EnsemblePlan:
+    """Plans every leaf and every control, without training anything.
+
+    Args:
+        spec: with an `ensemble`; with a `comparison` for all its arms and seeds.
+        overrides: `dotted.key=value`.
+
+    Raises:
+        SpecError: what is wrong with any of them, once each.
+    """
+    resolved = as_spec(spec, overrides)
+    study = _study_of(resolved)
+    problems: dict[str, Problem] = {}
+    reports: dict[str, PlanReport] = {}
+    for member in study.members:
+        try:
+            reports[member.name] = plan(member.spec)
+        except SpecError as error:
+            problems.update({str(problem): problem for problem in error.problems})
+    if problems:
+        raise SpecError(list(problems.values()))
+    return EnsemblePlan(study, reports)
+
+
+def _study_of(spec: sp.Spec) -> Study:
+    """Members and arms, or every problem of the clusters of any arm."""
+    return study_of(spec, _Data())
+
+
+# ---- run ------------------------------------------------------------------------------------------------------------
+
+
+def run_ensemble(
+    spec: SpecLike,
+    *overrides: str,
+    key: str | None = None,
+    on_group: OnGroup | None = None,
+    runs_folder: str | Path = RUNS_FOLDER,
+) -> EnsembleRun:
+    """Trains all leaves and controls, fits the over-archs, compares.
+
+    The leaves of one ensemble train at the same time on shared workers; one that fails does not take the others down.
+
+    Args:
+        spec: with an `ensemble`; with a `comparison` for all its arms and seeds.
+        overrides: `dotted.key=value`.
+        key: names the ensemble: begun once under it, it goes on when it is started again.
+        on_group: called before each group of runs with a label and (name, spec) of each; may return what is to be
+            called with figures for a display.
+        runs_folder: where the ensemble's folder is made.
+
+    Raises:
+        SpecError, PlanError: any of the runs is refused; nothing has started then.
+        MembersFailed: some runs did not finish; the others did, and `resume_ensemble` goes on with these alone.
+        Interrupted: stopped; everything up to a step boundary is kept.
+    """
+    resolved = pinned(as_spec(spec, overrides))
+    check_places(resolved, runs_folder)
+    folder = None if key is None else keyed_folder(key, Path(runs_folder))
+    if folder is not None and (folder / COMPARISON_FILE).is_file():
+        check_same(folder, resolved)
+        return resume_ensemble(folder, on_group=on_group)
+    if folder is not None and is_run(folder):
+        raise SpecError([Problem("key", repr(key), "a key that is free", "a run has it")])
+    planned = plan_ensemble(resolved)
+    check_store(resolved)
+    preflight(resolved.tracking.uri)
+    folder = new_folder(resolved, Path(runs_folder)) if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder):
+        LocalFiles(folder).write("spec.yaml", sp.dump(resolved).encode())
+        return _run(folder, resolved, planned, on_group)
+
+
+def resume_ensemble(folder: Path, *, on_group: OnGroup | None = None) -> EnsembleRun:
+    """Goes on with an ensemble: runs that are finished stay, those that were stopped or failed go on."""
+    resolved = sp.load(folder / "spec.yaml")
+    with only_one(folder):
+        return _run(folder, resolved, plan_ensemble(resolved), on_group)
+
+
+def _run(folder: Path, spec: sp.Spec, planned: EnsemblePlan, on_group: OnGroup | None) -> EnsembleRun:
+    tracker = MlflowTracker(spec.tracking.uri, spec.tracking.artifacts)
+    parent_id = begin_parent(folder, spec, tracker, num_runs=len(planned.study.members))
+    try:
+        runs = _train(folder, spec, planned, parent_id, on_group)
+        found = _join(folder, spec, planned.study, runs, parent_id)
+        stamp_ms = _keep(folder, found)
+    except BaseException as error:
+        with observing():
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    with observing():
+        _tell(spec, planned.study, found, tracker, folder, stamp_ms)
+    return found
+
+
+def _train(
+    folder: Path, spec: sp.Spec, planned: EnsemblePlan, parent_id: str, on_group: OnGroup | None
+) -> dict[str, Run]:
+    """Every member, group by group."""
+    groups = _groups(planned.study)
+    needs = {member: store_bytes_of(report) for member, report in planned.reports.items()}
+    most = max(sum(needs[member.name] for member in group) for _, group in groups)
+    ended: dict[str, Ended] = {}
+    with session_for(spec, most) as session:
+        for label, group in groups:
+            wanted = [
+                Wanted(folder / one.name, one.spec, f"{folder.name}.{one.name}", one.arm, parent_id, again=folder)
+                for one in group
+            ]
+            note = None if on_group is None else on_group(label, [(one.name, one.spec) for one in group])
+            found = run_together(wanted, on_progress=note, session=session, runs_folder=folder)
+            ended.update(zip((one.name for one in group), found, strict=True))
+            if stopped := next((one for one in found if isinstance(one, Interrupted)), None):
+                raise stopped
+    failed = {name: one for name, one in ended.items() if not isinstance(one, Run)}
+    if failed:
+        raise _failed(folder, failed, len(ended))
+    runs = {name: one for name, one in ended.items() if isinstance(one, Run)}
+    for one in runs.values():
+        check_comparable(one)
+    return runs
+
+
+def _groups(study: Study) -> list[tuple[str, list[Member]]]:
+    """What trains at the same time: the leaves of one ensemble; the models of one seed that stand alone."""
+    members = {member.name: member for member in study.members}
+    groups: dict[str, list[Member]] = {}
+    for arm in study.arms:
+        label = arm.name if len(arm.members) > 1 else f"single models, seed {arm.seed}"
+        for name in arm.members:
+            if name in members:
+                groups.setdefault(label, []).append(members.pop(name))
+    return list(groups.items())
+
+
+def _failed(folder: Path, failed: Mapping[str, BaseException], total: int) -> MembersFailed:
+    stories = []
+    for name, error in failed.items():
+        first, *more = str(error).splitlines() or [type(error).__name__]
+        stories.append("\n".join([f"{name}: {first}", *(f"  {line}" for line in more)]))
+    error = MembersFailed(f"{len(failed)} of {total} runs did not finish; the others did.\n" + "\n".join(stories))
+    for cause in failed.values():
+        for note in getattr(cause, "__notes__", ()):
+            if "replay" in note:
+                error.add_note(note)
+    error.add_note(f"When the cause is gone, these go on alone: atoll resume {short(folder)}")
+    return error
+
+
+# ---- join -----------------------------------------------------------------------------------------------------------
+
+
+def _join(folder: Path, spec: sp.Spec, study: Study, runs: Mapping[str, Run], parent_id: str) -> EnsembleRun:
+    """Over-archs, metrics, intervals, report: a pure function of the members' models."""
+    from atoll.experiment.judging import judge, write_report
+
+    data_of = _Data()
+    models = {
+        member.name: load_version(
+            folder / member.name / "model.safetensors", shape_of(member.spec, data_of(member.spec).shape)
+        )
+        for member in study.members
+    }
+    updates = {name: one.client_updates for name, one in runs.items()}
+    judgement = judge(study, data_of, models, updates)
+    html, csv = write_report(judgement, folder / _REPORT_FOLDER, spec.name)
+    uri, experiment = spec.tracking.uri, spec.tracking.experiment or spec.name
+    return EnsembleRun(str(folder), judgement, dict(runs), str(html), str(csv), parent_id, uri, experiment)
+
+
+def _keep(folder: Path, found: EnsembleRun) -> int:
+    """Writes the judgement into the folder; returns its timestamp in ms, the first one where it was there before.
+
+    MLflow takes a row with another timestamp for another row.
+    """
+    path = folder / ENSEMBLE_FILE
+    stamp_ms = time.time_ns() // 1_000_000
+    if path.is_file():
+        stamp_ms = json.loads(path.read_text())["timestamp_ms"]
+    facts = {"timestamp_ms": stamp_ms, "judgement": found.judgement.as_dict()}
+    LocalFiles(folder).write(ENSEMBLE_FILE, json.dumps(facts, indent=2).encode())
+    return int(stamp_ms)
+
+
+# ---- tell -----------------------------------------------------------------------------------------------------------
+
+
+def _tell(spec: sp.Spec, study: Study, found: EnsembleRun, tracker: MlflowTracker, folder: Path, stamp_ms: int) -> None:
+    """An MLflow run per arm, and the report with the parent; may be done again."""
+    run_key = json.loads((folder / COMPARISON_FILE).read_text())["run_key"]
+    for arm in study.arms:
+        own = MlflowTracker(spec.tracking.uri, spec.tracking.artifacts)
+        own.start(_arm_info(spec, arm, f"{run_key}-{arm.name}", found.parent_run_id))
+        metrics = found.judgement.metrics_of(arm.name)
+        own.publish([Row(key, 0, value, stamp_ms) for key, value in sorted(metrics.items())])
+        own.finish("FINISHED")
+    tracker.artifact(folder / _REPORT_FOLDER)
+    tracker.artifact(folder / "spec.yaml")
+    tracker.finish("FINISHED")
+
+
+def _arm_info(spec: sp.Spec, arm: EnsembleArm, run_key: str, parent_id: str) -> RunInfo:
+    ensemble = sp.to_dict(arm.spec)["ensemble"]
+    params = flatten_params({"over_arch": ensemble["over_arch"], "fit": {"kind": ensemble["fit"]["kind"]}})
+    params |= {"members": ", ".join(arm.members)[:500], "models": str(len(arm.members))}
+    tags = summary_tags(arm.label, arm.seed) | {"fl.role": arm.role}
+    name = f"{spec.name}-{arm.name}-joined"
+    return RunInfo(spec.tracking.experiment or spec.name, name[:250], run_key, params, tags, parent_id)
