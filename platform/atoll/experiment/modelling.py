@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from atoll import models as mo
 from atoll import spec as sp
 from atoll.data import DataShape
+from atoll.errors import Problem, SpecError
 from atoll.experiment.wiring import rate_of
 from atoll.plan import auto_lanes
 
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     from atoll.learner import ClientWork
     from atoll.messages import ModelVersion
 
-__all__ = ["client_work_of", "first_version", "inputs_of", "lane_model_of", "lanes_of", "settings_of", "shape_of"]
+__all__ = [
+    "client_work_of",
+    "first_version",
+    "inputs_of",
+    "lane_model_of",
+    "lanes_of",
+    "memory_problems",
+    "settings_of",
+    "shape_of",
+]
+
+#: fields of models that decide their size, the most effective first
+_WIDTHS = ("embedding_dim", "embedding", "hidden", "top", "channels")
 
 
 def settings_of(spec: sp.Spec) -> mo.ModelSettings:
@@ -24,6 +37,10 @@ def settings_of(spec: sp.Spec) -> mo.ModelSettings:
             return mo.Logistic()
         case sp.MlpModel(hidden=hidden, embedding_dim=embedding_dim):
             return mo.Mlp(hidden, embedding_dim)
+        case sp.WideDeepModel(hidden=hidden, embedding_dim=embedding_dim):
+            return mo.WideDeep(hidden, embedding_dim)
+        case sp.DlrmModel(embedding_dim=embedding_dim, bottom=bottom, top=top, history=history):
+            return mo.Dlrm(embedding_dim, bottom or (embedding_dim,), top, history)
         case sp.CnnModel(channels=channels):
             return mo.Cnn(channels)
         case sp.CharLstmModel(embedding=embedding, hidden=units, layers=layers):
@@ -33,14 +50,50 @@ def settings_of(spec: sp.Spec) -> mo.ModelSettings:
 
 
 def inputs_of(data: DataShape) -> mo.ModelInputs:
-    """What one example looks like to a model."""
+    """What one example looks like to a model.
+
+    Raises:
+        SpecError: columns of one table that differ in their number of codes, all of them.
+    """
     sizes = tuple(category.size for category in data.categories)
-    return mo.ModelInputs(data.task, data.num_outputs, data.x_shape, sizes, data.vocabulary)
+    first: dict[str, int] = {}
+    owners = [
+        index if category.table is None else first.setdefault(category.table, index)
+        for index, category in enumerate(data.categories)
+    ]
+    problems = [
+        Problem("data", f"category {category.name!r} with {category.size} codes", f"{sizes[owner]} codes, as {known!r}")
+        for category, owner in zip(data.categories, owners, strict=True)
+        if category.size != sizes[owner] and (known := data.categories[owner].name)
+    ]
+    if problems:
+        raise SpecError(problems)
+    shared = () if len(set(owners)) == len(owners) else tuple(owners)
+    return mo.ModelInputs(data.task, data.num_outputs, data.x_shape, sizes, data.vocabulary, shared)
 
 
 def shape_of(spec: sp.Spec, data: DataShape) -> mo.ModelShape:
     """Names and shapes of the model's weights."""
     return mo.shape_of(settings_of(spec), inputs_of(data))
+
+
+def memory_problems(spec: sp.Spec, data: DataShape) -> list[Problem]:
+    """Whether one version of the model fits what a device can hold, with the bytes of each table and of the rest."""
+    limit, shape = spec.population.device_memory_bytes, shape_of(spec, data)
+    if limit is None or shape.bytes <= limit:
+        return []
+    lines = ["Bytes of each table:"]
+    for table in shape.tables:
+        for offset in sorted(set(table.offsets)):
+            columns = [data.categories[g] for g, begin in enumerate(table.offsets) if begin == offset]
+            name, size = ", ".join(column.name for column in columns), columns[0].size
+            lines.append(f"  {name}: {size:,} rows × {table.dim} × 4 = {4 * size * table.dim:,}")
+    lines.append(f"  dense weights: {shape.dense_size:,} × 4 = {4 * shape.dense_size:,}")
+    widths = [f"model.{name}" for name in _WIDTHS if name in type(spec.model).model_fields]
+    smaller = f"Lower {' or '.join(widths)}" if widths else "Take fewer columns or codes"
+    advice = f"{smaller}, or train a model per cluster of clients and join them on the server (section ensemble)"
+    got, rule = f"a model of {shape.bytes:,} bytes", f"a model of at most {limit:,} bytes, which a device can hold"
+    return [Problem("population.device_memory_bytes", got, rule, advice, "\n".join(lines))]
 
 
 def lanes_of(spec: sp.Spec, shape: mo.ModelShape) -> int:

@@ -14,7 +14,7 @@ from atoll import spec as sp
 from atoll.data import ClientData, open_data
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import ClusterSize, cluster_inputs, cluster_problems, cluster_sizes, clustering_of
-from atoll.experiment.modelling import lanes_of, shape_of
+from atoll.experiment.modelling import lanes_of, memory_problems, shape_of
 from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import (
     grid_of,
@@ -146,7 +146,7 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     data = open_data(source_of(resolved))
     shape = shape_of(resolved, data.shape)
     problems = _evaluation_problems(resolved, data) + split_problems(resolved, data)
-    if problems := [*problems, *cluster_problems(resolved, data)]:
+    if problems := [*problems, *memory_problems(resolved, data.shape), *cluster_problems(resolved, data)]:
         raise SpecError(problems)
     if resolved.model.init_from is not None:
         load_version(resolved.model.init_from, shape)

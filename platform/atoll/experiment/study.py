@@ -275,6 +275,8 @@ def _grown(control: sp.Spec, overrides: Mapping[str, Any], data: ClientData, cap
         model = sp.to_dict(free)["model"]
         for key in widths:
             value = model[key]
+            if value is None:
+                continue  # follows another width
             model[key] = [_times(w, parts) for w in value] if isinstance(value, list) else _times(value, parts)
         return sp.derived(free, {}, model=model)
 

@@ -9,6 +9,7 @@ from atoll.models.shapes import (
     CharLstm,
     Cnn,
     Custom,
+    Dlrm,
     Logistic,
     Mlp,
     ModelInputs,
@@ -16,6 +17,7 @@ from atoll.models.shapes import (
     ModelShape,
     ParameterShape,
     TableShape,
+    WideDeep,
     shape_of,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "CharLstm",
     "Cnn",
     "Custom",
+    "Dlrm",
     "LaneModel",
     "LocalRows",
     "Logistic",
@@ -36,6 +39,7 @@ __all__ = [
     "ModelShape",
     "ParameterShape",
     "TableShape",
+    "WideDeep",
     "WithPenultimate",
     "build_model",
     "encode_version",

@@ -13,19 +13,24 @@ from atoll.messages import ModelVersion
 from atoll.models.char_lstm import CharLstmLanes
 from atoll.models.cnn import CnnLanes
 from atoll.models.custom import CustomLanes, custom_module
+from atoll.models.dlrm import DlrmLanes
 from atoll.models.lanes import LaneModel
 from atoll.models.mlp import MlpLanes
 from atoll.models.shapes import (
     CharLstm,
     Cnn,
     Custom,
+    Dlrm,
     Logistic,
     Mlp,
     ModelInputs,
     ModelSettings,
     ParameterShape,
+    TableShape,
+    WideDeep,
     shape_of,
 )
+from atoll.models.wide_deep import WideDeepLanes
 
 __all__ = ["build_model", "init_version", "load_module"]
 
@@ -41,6 +46,10 @@ def build_model(settings: ModelSettings, inputs: ModelInputs) -> LaneModel:
     match settings:
         case Logistic() | Mlp():
             return MlpLanes(settings, inputs)
+        case WideDeep():
+            return WideDeepLanes(settings, inputs)
+        case Dlrm():
+            return DlrmLanes(settings, inputs)
         case Cnn():
             return CnnLanes(settings, inputs)
         case CharLstm():
@@ -53,8 +62,9 @@ def init_version(settings: ModelSettings, inputs: ModelInputs, seed: int) -> Mod
     """Version 0, keyed by (seed, "init", name): the laws that torch's own layers use, drawn by NumPy.
 
     Linear, convolution and LSTM weights and biases are uniform within 1/√(fan in); norms are 1 and 0; embeddings normal
-    with standard deviation 1; logistic regression starts at zero. A custom module initialises itself under a forked
-    torch generator.
+    with standard deviation 1, those of wide_deep and dlrm uniform within 1/√(rows of the column's table); logistic
+    regression and the linear part of wide_deep start at zero. A custom module initialises itself under a forked torch
+    generator.
     """
     shape = shape_of(settings, inputs)
     if isinstance(settings, Custom):
@@ -70,11 +80,9 @@ def init_version(settings: ModelSettings, inputs: ModelInputs, seed: int) -> Mod
             previous = math.prod(parameter.shape[1:]) or 1
         if isinstance(settings, CharLstm) and parameter.name.startswith("lstm."):
             previous = settings.hidden
-        parts.append(np.zeros(parameter.size) if is_zero else _draw(parameter, previous, seed))
-    tables = tuple(
-        (np.zeros((t.rows, t.dim)) if is_zero else _normal(t.name, (t.rows, t.dim), seed)).astype(np.float32)
-        for t in shape.tables
-    )
+        is_linear = is_zero or parameter.name.startswith("wide.")
+        parts.append(np.zeros(parameter.size) if is_linear else _draw(parameter, previous, seed))
+    tables = tuple(_first_rows(settings, inputs, table, seed).astype(np.float32) for table in shape.tables)
     return ModelVersion(0, np.concatenate(parts).astype(np.float32), tables)
 
 
@@ -85,6 +93,20 @@ def _draw(parameter: ParameterShape, fan_in: int, seed: int) -> npt.NDArray[np.f
         return _normal(parameter.name, parameter.shape, seed).reshape(-1)
     bound = 1.0 / math.sqrt(fan_in)
     return (rng.generator(seed, "init", parameter.name).random(parameter.size) * 2.0 - 1.0) * bound
+
+
+def _first_rows(settings: ModelSettings, inputs: ModelInputs, table: TableShape, seed: int) -> npt.NDArray[np.float64]:
+    size = (table.rows, table.dim)
+    if isinstance(settings, Logistic):
+        return np.zeros(size)
+    if not isinstance(settings, WideDeep | Dlrm):
+        return _normal(table.name, size, seed)
+    bound = np.empty((table.rows, 1))
+    for offset, rows in zip(table.offsets, inputs.category_sizes, strict=True):
+        bound[offset : offset + rows] = 1.0 / math.sqrt(rows)
+    found = (rng.generator(seed, "init", table.name).random(size) * 2.0 - 1.0) * bound
+    found[:, settings.embedding_dim :] = 0.0  # the weights of wide_deep's linear part
+    return found
 
 
 def _normal(name: str, shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float64]:

@@ -17,6 +17,7 @@ __all__ = [
     "CharLstm",
     "Cnn",
     "Custom",
+    "Dlrm",
     "Logistic",
     "Mlp",
     "ModelInputs",
@@ -24,6 +25,7 @@ __all__ = [
     "ModelShape",
     "ParameterShape",
     "TableShape",
+    "WideDeep",
     "shape_of",
 ]
 
@@ -38,6 +40,9 @@ class ModelInputs:
         x_shape: shape of "x" of one example; (0,) where there are only categories.
         category_sizes: number of codes of each column of "c".
         vocabulary: number of token codes where "x" holds tokens, else 0.
+        shared_rows: of each column of "c", the first column that has the same table; () means one table each.
+            Embeddings of such columns are the same rows; weights of a linear part never are. The last code of a table
+            that several columns share means nothing: it pads columns of a history.
     """
 
     task: Literal["binary", "multiclass"]
@@ -45,6 +50,18 @@ class ModelInputs:
     x_shape: tuple[int, ...]
     category_sizes: tuple[int, ...] = ()
     vocabulary: int = 0
+    shared_rows: tuple[int, ...] = ()
+
+    @property
+    def leads(self) -> tuple[int, ...]:
+        """Columns of "c" that are the first of their table: all, where none is shared."""
+        return tuple(sorted(set(self.shared_rows or range(len(self.category_sizes)))))
+
+    @property
+    def histories(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(first column of a shared table, the further ones): a target item, and the items that came before it."""
+        found = ((lead, tuple(g for g, first in enumerate(self.shared_rows) if first == lead)) for lead in self.leads)
+        return tuple((lead, columns[1:]) for lead, columns in found if len(columns) > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +75,34 @@ class Mlp:
 
     hidden: tuple[int, ...] = (64,)
     embedding_dim: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WideDeep:
+    """A linear part over "x" and the codes, plus an `Mlp` over "x" and the embeddings (Cheng et al. 2016).
+
+    The linear part has one weight per code of each table's first column.
+    """
+
+    hidden: tuple[int, ...] = (64,)
+    embedding_dim: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Dlrm:
+    """Dot products of embeddings and of the bottom layers' output on "x", read by the top layers (Naumov et al. 2019).
+
+    Attributes:
+        embedding_dim: width of all vectors.
+        bottom: widths of the bottom layers, the last of which is embedding_dim; ReLU after each.
+        top: widths of the hidden top layers.
+        history: columns that share a table with an earlier one are pooled by attention to it (Zhou et al. 2018).
+    """
+
+    embedding_dim: int = 16
+    bottom: tuple[int, ...] = (16,)
+    top: tuple[int, ...] = (256,)
+    history: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +129,7 @@ class Custom:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-ModelSettings = Logistic | Mlp | Cnn | CharLstm | Custom
+ModelSettings = Logistic | Mlp | WideDeep | Dlrm | Cnn | CharLstm | Custom
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +147,10 @@ class ParameterShape:
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """One embedding table that serves all categorical columns: column g's code c is row offsets[g] + c."""
+    """One embedding table that serves all categorical columns: column g's code c is row offsets[g] + c.
+
+    Columns with one offset share their rows.
+    """
 
     name: str
     rows: int
@@ -154,12 +202,12 @@ def shape_of(settings: ModelSettings, inputs: ModelInputs) -> ModelShape:
             tables = _table(inputs, inputs.num_outputs)
         case Mlp(hidden, embedding_dim):
             width = _width(settings, inputs) + embedding_dim * len(inputs.category_sizes)
-            parameters = []
-            for index, units in enumerate(hidden):
-                parameters += _linear(f"hidden.{index}", width, units)
-                width = units
-            parameters += _linear("output", width, inputs.num_outputs)
-            tables = _table(inputs, embedding_dim)
+            parameters = _chain("hidden", width, hidden, inputs.num_outputs)
+            tables = _table(inputs, embedding_dim, inputs.shared_rows)
+        case WideDeep():
+            parameters, tables = _wide_deep(settings, inputs)
+        case Dlrm():
+            parameters, tables = _dlrm(settings, inputs)
         case Cnn(channels):
             parameters, tables = _cnn(channels, inputs), ()
         case CharLstm():
@@ -175,13 +223,64 @@ def _linear(name: str, inputs: int, outputs: int) -> list[ParameterShape]:
     return [ParameterShape(f"{name}.weight", (outputs, inputs)), ParameterShape(f"{name}.bias", (outputs,))]
 
 
-def _table(inputs: ModelInputs, dim: int) -> tuple[TableShape, ...]:
+def _chain(name: str, width: int, hidden: tuple[int, ...], num_outputs: int) -> list[ParameterShape]:
+    parameters = []
+    for index, units in enumerate(hidden):
+        parameters += _linear(f"{name}.{index}", width, units)
+        width = units
+    return parameters + _linear("output", width, num_outputs)
+
+
+def _table(inputs: ModelInputs, dim: int, shared_rows: tuple[int, ...] = ()) -> tuple[TableShape, ...]:
     if not inputs.category_sizes:
         return ()
-    offsets = [0]
-    for size in inputs.category_sizes:
-        offsets.append(offsets[-1] + size)
-    return (TableShape("embedding.weight", offsets[-1], dim, tuple(offsets[:-1])),)
+    offsets: list[int] = []
+    rows = 0
+    for column, size in enumerate(inputs.category_sizes):
+        is_first = not shared_rows or shared_rows[column] == column
+        offsets.append(rows if is_first else offsets[shared_rows[column]])
+        rows += size if is_first else 0
+    return (TableShape("embedding.weight", rows, dim, tuple(offsets)),)
+
+
+def _wide_deep(settings: WideDeep, inputs: ModelInputs) -> tuple[list[ParameterShape], tuple[TableShape, ...]]:
+    _check_columns("wide_deep", inputs)
+    numbers, outputs = prod(inputs.x_shape), inputs.num_outputs
+    width = numbers + settings.embedding_dim * len(inputs.category_sizes)
+    wide = [ParameterShape("wide.weight", (outputs, numbers))] if numbers else []
+    # a row holds a code's embedding, then its weights in the linear part
+    table = _table(inputs, settings.embedding_dim + outputs, inputs.shared_rows)
+    return wide + _chain("hidden", width, settings.hidden, outputs), table
+
+
+def _dlrm(settings: Dlrm, inputs: ModelInputs) -> tuple[list[ParameterShape], tuple[TableShape, ...]]:
+    _check_columns("dlrm", inputs)
+    dim, histories = settings.embedding_dim, inputs.histories if settings.history else ()
+    if settings.bottom[-1:] != (dim,):
+        rule = f"a last layer as wide as model.embedding_dim ({dim})"
+        why = "The bottom layers' output is multiplied with embeddings"
+        raise SpecError([Problem("model.bottom", repr(list(settings.bottom)), rule, why)])
+    if settings.history and not histories:
+        rule = "data with several columns of one table: a target item and the items before it"
+        hint = "Set model.history to false, or use data with a history, such as movielens with data.history 10"
+        raise SpecError([Problem("model.history", "true", rule, "Every column of this data has its own table", hint)])
+    parameters, width = [], prod(inputs.x_shape)
+    for index, units in enumerate(settings.bottom):
+        parameters += _linear(f"bottom.{index}", width, units)
+        width = units
+    for index in range(len(histories)):
+        parameters += _linear(f"attention.{index}.hidden", 3 * dim, dim) + _linear(f"attention.{index}.output", dim, 1)
+    columns = len(inputs.leads) + len(histories) if settings.history else len(inputs.category_sizes)
+    parameters += _chain("top", dim + (columns + 1) * columns // 2, settings.top, inputs.num_outputs)
+    return parameters, _table(inputs, dim, inputs.shared_rows)
+
+
+def _check_columns(kind: str, inputs: ModelInputs) -> None:
+    if inputs.vocabulary:
+        raise _refuse(kind, inputs, "numeric features and categories", "use char_lstm for text")
+    if not inputs.category_sizes:
+        rule, why = "data with categorical columns", "Its embeddings are those of categories"
+        raise SpecError([Problem("model.kind", f"{kind} on data without categories", rule, why, "Use mlp or logistic")])
 
 
 def _refuse(kind: str, inputs: ModelInputs, rule: str, hint: str) -> SpecError:

@@ -71,6 +71,7 @@ from atoll.spec.training import (
     ConstantStaleness,
     CosineRate,
     CustomModel,
+    DlrmModel,
     FedAsync,
     FedAvg,
     FedBuff,
@@ -89,6 +90,7 @@ from atoll.spec.training import (
     SyncSchedule,
     ThresholdStaleness,
     Weighting,
+    WideDeepModel,
     YogiOptimizer,
 )
 
@@ -121,6 +123,7 @@ __all__ = [
     "DevicesSection",
     "DirichletPartition",
     "DiurnalAvailability",
+    "DlrmModel",
     "Ensemble",
     "Evaluation",
     "Examples",
@@ -179,6 +182,7 @@ __all__ = [
     "Tracking",
     "WeightedMeanOverArch",
     "Weighting",
+    "WideDeepModel",
     "YogiOptimizer",
     "arms",
     "derived",

@@ -12,6 +12,7 @@ from atoll.errors import Problem
 from atoll.spec.data import CustomData, ParquetData, SyntheticData
 from atoll.spec.ensemble_rules import ensemble_findings
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
+from atoll.spec.model_rules import model_findings
 from atoll.spec.population import AttributeClusters, Clusters, Population, RandomClusters
 from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
 
@@ -45,7 +46,9 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
         is_binary = _is_binary(get("data")) if get("data") else None
         findings += ensemble_findings(ensemble, get("evaluation"), get("model"), is_binary)
     if data := get("data"):
-        findings += _data(data, get("population"), get("model"))
+        findings += _data(data, get("population"))
+    if model := get("model"):
+        findings += model_findings(model, data)
     if evaluation := get("evaluation"):
         findings += _evaluation(evaluation, data, get("stop"))
     for name in ("data", "model"):
@@ -180,11 +183,7 @@ def _aggregation(aggregation: Aggregation, schedule: Schedule) -> Iterator[Findi
         )
 
 
-_MODEL_NEEDS = {"cnn": ("arrays", "custom"), "char_lstm": ("shakespeare", "custom")}
-
-
-def _data(data: Any, population: Population | None, model: Any) -> Iterator[Finding]:
-    kind = data.kind
+def _data(data: Any, population: Population | None) -> Iterator[Finding]:
     if isinstance(data, SyntheticData) and population and population.size == "data":
         yield (
             ("population.size", "data.kind"),
@@ -198,20 +197,6 @@ def _data(data: Any, population: Population | None, model: Any) -> Iterator[Find
         )
     if isinstance(data, ParquetData):
         yield from _columns(data)
-    if model is None:
-        return
-    needs = _MODEL_NEEDS.get(model.kind)
-    if needs and kind not in needs:
-        yield _misfit(model.kind, kind, f"data.kind {' or '.join(needs)} for {model.kind}")
-    elif kind == "shakespeare" and model.kind not in ("char_lstm", "custom"):
-        yield _misfit(model.kind, kind, "model.kind char_lstm or custom for shakespeare")
-
-
-def _misfit(model: str, data: str, rule: str) -> Finding:
-    problem = Problem(
-        "model.kind", f"{model} with data.kind {data}", rule, "The model cannot read the shape of these examples"
-    )
-    return ("model.kind", "data.kind"), problem
 
 
 def _columns(data: ParquetData) -> Iterator[Finding]:

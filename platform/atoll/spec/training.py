@@ -20,6 +20,7 @@ __all__ = [
     "ConstantStaleness",
     "CosineRate",
     "CustomModel",
+    "DlrmModel",
     "FedAsync",
     "FedAvg",
     "FedBuff",
@@ -38,6 +39,7 @@ __all__ = [
     "SyncSchedule",
     "ThresholdStaleness",
     "Weighting",
+    "WideDeepModel",
     "YogiOptimizer",
 ]
 
@@ -68,6 +70,36 @@ class MlpModel(ModelSection):
     embedding_dim: Count = Field(default=8, description="Width of the embedding of each categorical column.")
 
 
+class WideDeepModel(ModelSection):
+    """A linear part plus a deep part, over numbers and categories (Cheng et al. 2016)."""
+
+    kind: Literal["wide_deep"]
+    hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = Field(
+        default=(64,), description="Widths of the deep part's hidden layers."
+    )
+    embedding_dim: Count = Field(default=8, description="Width of the embedding of each categorical column.")
+
+
+class DlrmModel(ModelSection):
+    """Embeddings, dot products of all pairs of them, and layers before and after (Naumov et al. 2019)."""
+
+    kind: Literal["dlrm"]
+    embedding_dim: Count = Field(default=16, description="Width of the embedding of each categorical column.")
+    bottom: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None,
+        description="Widths of the layers that make one more vector of the numeric features; the last is "
+        "embedding_dim; null: that one layer.",
+    )
+    top: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = Field(
+        default=(256,), description="Widths of the hidden layers over the dot products."
+    )
+    history: bool = Field(
+        default=False,
+        description="Whether columns that share a table with an earlier one, the items before the item in question, "
+        "are pooled by attention to it (Zhou et al. 2018).",
+    )
+
+
 class CnnModel(ModelSection):
     """Blocks of 3×3 convolution, GroupNorm, ReLU and max-pooling, then a linear layer."""
 
@@ -94,7 +126,10 @@ class CustomModel(ModelSection):
     arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of the factory; plain values.")
 
 
-Model = Annotated[LogisticModel | MlpModel | CnnModel | CharLstmModel | CustomModel, Field(discriminator="kind")]
+Model = Annotated[
+    LogisticModel | MlpModel | WideDeepModel | DlrmModel | CnnModel | CharLstmModel | CustomModel,
+    Field(discriminator="kind"),
+]
 
 
 class ConstantRate(Section):
