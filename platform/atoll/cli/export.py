@@ -18,14 +18,15 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     run: Annotated[str, typer.Argument(help="Folder, run id or name of a finished run or ensemble.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; export/ in the run's own folder if none.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; export in the run's own folder if none.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Of an ensemble with several: which one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Write the trained model for use without atoll: raw columns in, probabilities out, loaded by MLflow."""
     from atoll.experiment import export as export_run
     from atoll.experiment.records import short
 
-    found = export_run(run, out)
+    found = export_run(run, out, arm=arm)
     leaves = f", {found.num_leaves} leaf models" if found.num_leaves > 1 else ""
     columns = f"{len(found.features)} numeric columns, {len(found.categories)} of text"
     typer.echo(f"{found.name}{leaves}: {columns} → {', '.join(found.outputs)}")

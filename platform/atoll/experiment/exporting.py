@@ -8,22 +8,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atoll import __version__
-from atoll import models as mo
-from atoll import spec as sp
-from atoll.data import ClientData, Encoding, encoding_of, open_data
+from atoll.data import ClientData, Encoding, encoding_of
 from atoll.errors import InfrastructureError, Problem, SpecError
+from atoll.experiment.exportable import Exportable, exportable
 from atoll.experiment.finishing import observing
-from atoll.experiment.modelling import lane_model_of
-from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, find_folder, load, short
-from atoll.experiment.wiring import source_of
-from atoll.messages import model_digest
-from atoll.tracking.model_export import log_export, save_export
-
-if TYPE_CHECKING:
-    import torch
+from atoll.experiment.records import RUNS_FOLDER, find_folder
+from atoll.tracking.model_export import find_run, log_export, save_export
 
 __all__ = ["Exported", "export"]
 
@@ -39,7 +32,7 @@ class Exported:
 
     Attributes:
         folder: MLflow's form; `mlflow.pyfunc.load_model(folder)` loads it.
-        name: of the run.
+        name: of the run, or of the ensemble and its arm.
         digest: of weights and encoding; equal digests are equal models.
         run_id: MLflow run that it is logged to.
         model_id: of the model in MLflow, for `models:/ID`; empty where the store did not take it.
@@ -64,27 +57,16 @@ class Exported:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """What is to be exported: a module from (x, c) to probabilities, and where it comes from."""
-
-    name: str
-    folder: Path
-    module: torch.nn.Module
-    spec: sp.Spec
-    data: ClientData
-    digests: tuple[str, ...]
-    server_steps: int
-    run_id: str
-    uri: str
-
-
-def export(run: str | Path, out: str | Path | None = None, runs_folder: str | Path = RUNS_FOLDER) -> Exported:
-    """Exports a finished run: a folder that MLflow loads, and an entry in the run's MLflow store, once.
+def export(
+    run: str | Path, out: str | Path | None = None, *, arm: str | None = None, runs_folder: str | Path = RUNS_FOLDER
+) -> Exported:
+    """Exports a finished run or ensemble: a folder that MLflow loads, and an entry in its MLflow store, once.
 
     Args:
-        run: folder, folder's name, MLflow run id or name of a finished run.
-        out: folder to write, new or an earlier export; None: `export` in the run's folder.
+        run: folder, folder's name, MLflow run id or name of a finished run or ensemble.
+        out: folder to write, new or an earlier export; None: `export` in the run's folder, `export-ARM` in an
+            ensemble's.
+        arm: of an ensemble with several; None: its only ensemble.
         runs_folder: where runs lie.
 
     Raises:
@@ -96,8 +78,9 @@ def export(run: str | Path, out: str | Path | None = None, runs_folder: str | Pa
         >>> mlflow.pyfunc.load_model(exported.folder).predict(frame)  # doctest: +SKIP
     """
     folder = find_folder(run, runs_folder)
-    place = _checked_place(folder / _FOLDER if out is None else Path(out))
-    trained = _run(folder, runs_folder)
+    own = _FOLDER if arm is None else f"{_FOLDER}-{arm}"
+    place = _checked_place(folder / own if out is None else Path(out))
+    trained = exportable(folder, arm, runs_folder)
     encoding = _checked_encoding(trained)
     outputs = _outputs(trained.data)
     about = {
@@ -110,19 +93,20 @@ def export(run: str | Path, out: str | Path | None = None, runs_folder: str | Pa
     }
     digest = hashlib.sha256(json.dumps([about, asdict(encoding), outputs], sort_keys=True).encode()).hexdigest()
     _write(place, trained, encoding, outputs, {**about, "digest": digest})
-    model_id = ""
+    run_id, model_id = trained.run_id or "", ""
     with observing():
-        model_id = log_export(trained.uri, trained.run_id, place, trained.name, digest, trained.server_steps)
+        run_id = trained.run_id or find_run(trained.uri, trained.experiment, trained.run_key)
+        model_id = log_export(trained.uri, run_id, place, trained.name, digest, trained.server_steps)
     return Exported(
         folder=str(place),
         name=trained.name,
         digest=digest,
-        run_id=trained.run_id,
+        run_id=run_id,
         model_id=model_id,
         features=tuple(column.name for column in encoding.features),
         categories=tuple(column.name for column in encoding.categories),
         outputs=tuple(outputs),
-        num_leaves=len(trained.digests),
+        num_leaves=trained.num_leaves,
     )
 
 
@@ -135,37 +119,10 @@ def _checked_place(place: Path) -> Path:
     return place.absolute()
 
 
-def _run(folder: Path, runs_folder: str | Path) -> _Trained:
-    from atoll.models.ensemble_module import Probabilities
-
-    if (folder / COMPARISON_FILE).is_file():
-        hint = f"such as {', '.join(short(path) for path in _runs_within(folder)[:3])}"
-        raise SpecError([Problem("run", repr(short(folder)), "one run", "this is a comparison of several", hint)])
-    finished: Run = load(folder, runs_folder)
-    spec = sp.load(folder / "spec.yaml")
-    data, version = open_data(source_of(spec)), finished.model()
-    model = lane_model_of(spec, data.shape)
-    return _Trained(
-        name=finished.name,
-        folder=folder,
-        module=Probabilities(mo.load_module(model.module(), model, version)),
-        spec=spec,
-        data=data,
-        digests=(model_digest(version),),
-        server_steps=finished.server_steps,
-        run_id=finished.run_id,
-        uri=finished.tracking_uri,
-    )
-
-
-def _runs_within(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("*/spec.yaml"))
-
-
-def _checked_encoding(trained: _Trained) -> Encoding:
+def _checked_encoding(trained: Exportable) -> Encoding:
     encoding = encoding_of(trained.data)
     if encoding is None:
-        kind = trained.spec.data.kind
+        kind = trained.kind
         hint = "give your data a method encoding(); see atoll.data.Encoding" if kind == "custom" else ""
         why = "Without it nobody outside of atoll can make the model's inputs"
         rule = "data that says how raw columns become features: flights, movielens, parquet, synthetic"
@@ -186,10 +143,11 @@ def _outputs(data: ClientData) -> list[str]:
     return [f"probability_{label}" for label in (labels if is_named and labels else range(shape.num_classes))]
 
 
-def _write(place: Path, trained: _Trained, encoding: Encoding, outputs: Sequence[str], about: dict[str, Any]) -> None:
+def _write(place: Path, trained: Exportable, encoding: Encoding, outputs: Sequence[str], about: dict[str, Any]) -> None:
     from atoll.models.ensemble_module import RawColumns, save_program
 
     categories = {column.name: column.values for column in encoding.categories}
+    usual = {column.name: (column.mean, column.mean + column.std) for column in encoding.features}
     front = RawColumns(
         trained.module,
         [column.mean for column in encoding.features],
@@ -200,6 +158,6 @@ def _write(place: Path, trained: _Trained, encoding: Encoding, outputs: Sequence
         with tempfile.TemporaryDirectory() as scratch:
             program = Path(scratch) / "program.pt2"
             save_program(program, front, len(categories))
-            save_export(place, program, [column.name for column in encoding.features], categories, outputs, about)
+            save_export(place, program, usual, categories, outputs, about)
     except OSError as error:
         raise InfrastructureError(f"{place}: writing the export failed: {error}. Make room.") from error

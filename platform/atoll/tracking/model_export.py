@@ -13,10 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from atoll.errors import InfrastructureError
 from atoll.tracking.mlflow_tracker import client, store_errors
 from atoll.tracking.store import load_mlflow, quiet
+from atoll.tracking.tracker import RUN_KEY_TAG
 
-__all__ = ["EXPORT_TAG", "log_export", "save_export"]
+__all__ = ["EXPORT_TAG", "find_run", "log_export", "save_export"]
 
 #: digest of what was exported: the same model is found again, never logged twice
 EXPORT_TAG = "fl.export"
@@ -28,7 +30,7 @@ _STATUS_READY = "READY"
 def save_export(
     folder: Path,
     program: Path,
-    features: Sequence[str],
+    features: Mapping[str, tuple[float, float]],
     categories: Mapping[str, Sequence[str]],
     outputs: Sequence[str],
     about: Mapping[str, Any],
@@ -41,7 +43,7 @@ def save_export(
     Args:
         folder: made; an export that is there already is replaced.
         program: file of torch.export that takes (numbers [rows, F] float64, codes [rows, G] int64).
-        features: numeric columns in order.
+        features: numeric columns in order, each with two usual values.
         categories: values of each categorical column in order of their codes.
         outputs: names of the probabilities.
         about: facts about the model; JSON.
@@ -53,7 +55,7 @@ def save_export(
 
     columns = [{"name": name, "values": list(values)} for name, values in categories.items()]
     encoding = {"features": list(features), "categories": columns, "outputs": list(outputs), **about}
-    numbers = {name: [0.0, 1.0] for name in features}
+    numbers = {name: list(map(float, usual)) for name, usual in features.items()}
     example = pd.DataFrame(numbers | {name: [values[0], values[-1]] for name, values in categories.items()})
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch, _quiet_saving():
@@ -64,7 +66,7 @@ def save_export(
             path=str(made),
             python_model=str(_LOADER),
             artifacts={"program": str(program), "encoding": str(described)},
-            signature=_signature(mlflow, features, list(categories), outputs),
+            signature=_signature(mlflow, list(features), list(categories), outputs),
             input_example=example,
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _PACKAGES],
         )
@@ -92,6 +94,21 @@ def _quiet_saving() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def find_run(uri: str, experiment: str, run_key: str) -> str:
+    """The id of the MLflow run with that key.
+
+    Raises:
+        InfrastructureError: there is none, or the store does not answer.
+    """
+    store = client(uri)
+    with store_errors(f"looking for the run {run_key}"):
+        place = store.get_experiment_by_name(experiment)
+        found = place and store.search_runs([place.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
+        if not found:
+            raise InfrastructureError(f"tracking store: no run with key {run_key} in experiment {experiment!r}")
+        return str(found[0].info.run_id)
 
 
 def log_export(uri: str, run_id: str, folder: Path, name: str, digest: str, step: int) -> str:

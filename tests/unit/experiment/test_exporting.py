@@ -8,19 +8,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from scipy.special import expit
 
 from atoll import spec as sp
+from atoll.aggregation import OverArch
 from atoll.data import ClientData, Encoding, encoding_of, open_data
 from atoll.errors import SpecError
+from atoll.evaluation.outputs import outputs
 from atoll.experiment import Exported, Run, export, run
 from atoll.experiment.modelling import lane_model_of
 from atoll.experiment.wiring import source_of
-from atoll.models import load_module
+from atoll.tracking import MlflowTracker, RunInfo
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
 
@@ -83,17 +86,19 @@ def data_of(finished: Run) -> tuple[sp.Spec, ClientData, Encoding]:
 
 def raw_rows(finished: Run, rows: int = 50) -> tuple[pd.DataFrame, np.ndarray]:
     """Held-out rows as raw columns, and the logits of the ordinary module for them."""
-    spec, data, encoding = data_of(finished)
+    _, data, encoding = data_of(finished)
     arrays = {name: values[:rows] for name, values in data.held_out()["unseen"].arrays.items()}
     frame = pd.DataFrame(
         {c.name: arrays["x"][:, at].astype(float) * c.std + c.mean for at, c in enumerate(encoding.features)}
         | {c.name: np.array(c.values)[arrays["c"][:, at]] for at, c in enumerate(encoding.categories)}
     )
-    model = lane_model_of(spec, data.shape)
-    module = load_module(model.module(), model, finished.model())
-    with torch.inference_mode():
-        logits = module(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["c"])).numpy().astype(float)
-    return frame, logits
+    return frame, says(finished, arrays, "logits")
+
+
+def says(finished: Run, arrays: dict[str, np.ndarray], kind: Literal["logits", "penultimate"]) -> np.ndarray:
+    """[rows, k], as leaves are judged."""
+    spec, data, _ = data_of(finished)
+    return outputs(lane_model_of(spec, data.shape), finished.model(), arrays, kind=kind)
 
 
 def predict(place: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +191,7 @@ def test_an_upload_that_was_cut_off_is_completed(
 def test_several_classes(uri: str, tmp_path: Path) -> None:
     evaluation = {"every_steps": 3, "metrics": ["loss"]}
     other = tiny_run(uri, tmp_path, "classes", data={**DATA, "classes": 3}, evaluation=evaluation)
-    found = export(other.folder, tmp_path / "elsewhere", tmp_path)
+    found = export(other.folder, tmp_path / "elsewhere", runs_folder=tmp_path)
     assert found.outputs == ("probability_0", "probability_1", "probability_2")
     frame, logits = raw_rows(other)
     answer = predict(str(tmp_path / "elsewhere"), frame).to_numpy()
@@ -207,9 +212,9 @@ def test_no_row_of_the_data_is_in_an_export(exported: Exported) -> None:
     assert example["data"] == [[0.0, 0.0, 0.0, "0", "0"], [1.0, 1.0, 1.0, "4", "3"]]
 
 
-def refused(*arguments: object) -> str:
+def refused(run: str | Path, out: Path | None, runs_folder: Path, arm: str | None = None) -> str:
     with pytest.raises(SpecError) as caught:
-        export(*arguments)  # type: ignore[arg-type]
+        export(run, out, arm=arm, runs_folder=runs_folder)
     return str(caught.value)
 
 
@@ -234,7 +239,90 @@ def test_runs_that_are_not_there_or_not_one_are_refused(tmp_path: Path) -> None:
     assert "a run under" in refused("nothing", None, tmp_path)
     (tmp_path / "compared").mkdir()
     (tmp_path / "compared" / "comparison.json").write_text("{}")
+    (tmp_path / "compared" / "spec.yaml").write_text(sp.dump(sp.parse(tiny())))
     assert "a comparison of several" in refused(tmp_path / "compared", None, tmp_path)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "journal.db").write_text("")
     assert "a finished run" in refused(tmp_path / "begun", None, tmp_path)
+
+
+def test_one_run_has_no_arms(finished: Run, folder: Path) -> None:
+    assert "no arm for one run" in refused(finished.folder, None, folder, "s1")
+
+
+# ---- ensembles ------------------------------------------------------------------------------------------------------
+
+
+def over_archs() -> dict[str, tuple[OverArch, str]]:
+    """Every kind over two leaves with 8 hidden units, with what it reads."""
+    stream = np.random.default_rng(2)
+    layer = (stream.standard_normal((4, 16)), stream.standard_normal(4))
+    last = (stream.standard_normal((1, 4)), stream.standard_normal(1))
+    return {
+        "mean": (OverArch("mean"), "logits"),
+        "median": (OverArch("median"), "logits"),
+        "weighted": (OverArch("weighted_mean", weights=np.array([0.25, 0.75])), "logits"),
+        "logistic": (OverArch("logistic", ((stream.standard_normal((1, 2)), np.array([0.5])),)), "logits"),
+        "vectors": (OverArch("mlp", (layer, last)), "penultimate"),
+    }
+
+
+@pytest.fixture(scope="module")
+def ensemble(uri: str, folder: Path) -> tuple[Path, list[Run]]:
+    """A finished ensemble's folder: two leaves, one arm per over-arch, of which one has the role `ensemble`."""
+    place = folder / "joined"
+    leaves = [tiny_run(uri, folder, f"leaf {seed}", data=DATA, seed=seed) for seed in (11, 12)]
+    for name, leaf in zip(("a", "b"), leaves, strict=True):
+        shutil.copytree(leaf.folder, place / name)
+    tracking = {"uri": uri, "experiment": "exporting"}
+    mapping = tiny(name="joined", data=DATA, tracking=tracking, clusters={"kind": "random", "count": 2}, ensemble={})
+    mapping["evaluation"] = {"metrics": ["loss", "auc"], "server_share": 0.5}
+    (place / "spec.yaml").write_text(sp.dump(sp.parse(mapping)))
+    (place / "comparison.json").write_text(json.dumps({"name": "joined", "run_key": "j1", "parent_run_id": "p"}))
+    arms = {}
+    for name, (over_arch, inputs) in over_archs().items():
+        MlflowTracker(uri).start(RunInfo("exporting", f"joined-{name}", f"j1-{name}"))
+        arrays = {key: values.tolist() for key, values in over_arch.arrays().items()}
+        plain = {"kind": over_arch.kind, "inputs": inputs, "arrays": arrays}
+        role = "ensemble" if name == "logistic" else "single"
+        arms[name] = {"name": name, "role": role, "seed": 1, "members": ["a", "b"], "over_arch": plain}
+    (place / "ensemble.json").write_text(json.dumps({"judgement": {"arms": arms, "left_out": {"s9": "no model of c"}}}))
+    return place, leaves
+
+
+@pytest.mark.parametrize("name", ["mean", "median", "weighted", "logistic", "vectors"])
+def test_an_ensemble_says_what_its_over_arch_says_of_its_leaves(
+    ensemble: tuple[Path, list[Run]], folder: Path, uri: str, name: str
+) -> None:
+    place, leaves = ensemble
+    found = export(place, arm=name, runs_folder=folder)
+    assert (found.num_leaves, found.name, Path(found.folder).name) == (2, f"joined-{name}", f"export-{name}")
+    frame, _ = raw_rows(leaves[0])
+    arrays = {name: values[:50] for name, values in data_of(leaves[0])[1].held_out()["unseen"].arrays.items()}
+    over_arch, inputs = over_archs()[name]
+    kind: Any = inputs
+    z = np.stack([says(leaf, arrays, kind) for leaf in leaves], axis=1)
+    answer = predict(found.folder, frame)["probability"]
+    np.testing.assert_allclose(answer, expit(over_arch.apply(z)), atol=1e-6)
+    store = mlflow_client(uri)
+    assert store.get_run(found.run_id).data.tags["fl.run_key"] == f"j1-{name}"
+    assert store.get_logged_model(found.model_id).source_run_id == found.run_id
+
+
+def test_the_only_ensemble_is_meant(ensemble: tuple[Path, list[Run]], folder: Path, tmp_path: Path) -> None:
+    found = export("joined", tmp_path / "out", runs_folder=folder)
+    assert found.name == "joined-logistic"
+
+
+def test_arms_that_are_not_there_are_told_what_there_is(ensemble: tuple[Path, list[Run]], folder: Path) -> None:
+    text = refused(ensemble[0], None, folder, "s9")
+    assert "no model of c" in text
+    assert "one of mean, median, weighted, logistic, vectors" in text
+
+
+def test_an_ensemble_that_is_not_finished(ensemble: tuple[Path, list[Run]], folder: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("spec.yaml", "comparison.json"):
+        shutil.copy(ensemble[0] / name, begun / name)
+    assert "a finished ensemble" in refused(begun, None, tmp_path)
