@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from atoll.tracking.curves import AXES, Axis, History, against, byte_unit, metri
 if TYPE_CHECKING:
     from atoll.tracking.compare import Comparison
 
-__all__ = ["comparison_pictures", "comparison_plots", "plots"]
+__all__ = ["ReportPoint", "comparison_pictures", "comparison_plots", "gain_picture", "plots"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers as well; yellow left out: it vanishes on white
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -241,3 +242,31 @@ def comparison_pictures(comparison: Comparison) -> dict[str, bytes]:
 def comparison_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
     """Write `comparison_pictures` into `folder` as NAME.png; returns the paths."""
     return _write(comparison_pictures(comparison), folder)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPoint:
+    """One line of a picture of gains: shares, not percent; low and high NaN where there is no interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...] = ()
+
+
+def gain_picture(points: Sequence[ReportPoint], x_label: str, mark: str) -> bytes:
+    """PNG bytes of gains with intervals, the first point on top; a line at 0; `mark` stands over the picture."""
+    figure, axes = _figure(mark, x_label, "")
+    figure.set_figheight(1.2 + 0.42 * len(points))
+    for place, point in enumerate(points):
+        height = len(points) - 1 - place
+        if point.low == point.low:  # NaN is not itself
+            axes.plot([100 * point.low, 100 * point.high], [height, height], color=_COLOURS[0], linewidth=2.0)
+        axes.plot([100 * point.value], [height], "o", color=_COLOURS[0], markersize=6)
+        several = point.by_seed if len(point.by_seed) > 1 else ()
+        axes.plot([100 * value for value in several], [height] * len(several), "|", color=_COLOURS[1], markersize=9)
+    axes.axvline(0.0, color=_INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(points)), [point.label for point in reversed(points)], fontsize=8)
+    axes.set_ylim(-0.6, len(points) - 0.4)
+    return _png(figure)

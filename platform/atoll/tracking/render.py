@@ -14,7 +14,7 @@ from atoll.tracking.compare import MEASURES, ArmOutcome, Comparison, Spread
 from atoll.tracking.curves import byte_unit, metric_label
 from atoll.tracking.plots import comparison_pictures
 
-__all__ = ["insert_between", "to_csv", "to_html", "to_markdown", "to_table", "to_text"]
+__all__ = ["STYLE", "insert_between", "to_csv", "to_html", "to_markdown", "to_table", "to_text"]
 
 _HEADS = {
     "hours": "virtual hours",
@@ -183,7 +183,7 @@ def insert_between(document: str, name: str, content: str) -> str:
     return f"{head}{begin}\n{content.strip()}\n{end}{tail}"
 
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -224,7 +224,7 @@ def to_html(comparison: Comparison, title: str = "Comparison of runs") -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
