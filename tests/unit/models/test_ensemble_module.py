@@ -12,7 +12,19 @@ import torch
 from scipy.special import expit
 
 from atoll.errors import SpecError
-from atoll.models import Mlp, ModelInputs, build_model, init_version, load_module
+from atoll.evaluation.outputs import outputs as outputs_of
+from atoll.messages import ModelVersion
+from atoll.models import (
+    Dlrm,
+    Logistic,
+    Mlp,
+    ModelInputs,
+    ModelSettings,
+    WideDeep,
+    build_model,
+    init_version,
+    load_module,
+)
 from atoll.models.ensemble_module import EnsembleModule, Penultimate, Probabilities, RawColumns, save_program
 
 INPUTS = ModelInputs("binary", 1, (3,), (5, 4))
@@ -90,6 +102,38 @@ def test_layers_over_penultimate_vectors(tmp_path: Path) -> None:
     expected = expit(outputs(leaves(2)).sum(axis=(1, 2)))
     found = program_says(EnsembleModule(modules, "layers", [(weight, bias)]), tmp_path)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+#: item, two columns of its history, and one more category
+HISTORY = ModelInputs("binary", 1, (3,), (5, 5, 5, 4), shared_rows=(0, 0, 0, 3))
+
+
+@pytest.mark.parametrize(
+    "settings", [Logistic(), WideDeep((6,), 4), Dlrm(4, (4,), (6,)), Dlrm(4, (4,), (6,), history=True)], ids=repr
+)
+def test_every_model_for_such_data_becomes_a_program(settings: ModelSettings, tmp_path: Path) -> None:
+    model, stream = build_model(settings, HISTORY), np.random.default_rng(3)
+    version = init_version(settings, HISTORY, 5)
+    filled = ModelVersion(
+        0,
+        stream.standard_normal(version.dense.shape).astype(np.float32) / 4,
+        tuple(stream.standard_normal(table.shape).astype(np.float32) for table in version.tables),
+    )
+    numbers = torch.from_numpy(stream.standard_normal((20, 3)))
+    codes = torch.from_numpy(np.stack([stream.integers(0, size, 20) for size in HISTORY.category_sizes], axis=1))
+    arrays = {"x": numbers.float().numpy(), "c": codes.numpy()}
+    leaf = load_module(model.module(), model, filled)
+    front = RawColumns(Probabilities(leaf), [0.0] * 3, [1.0] * 3, has_categories=True)
+    save_program(tmp_path / "leaf.pt2", front, 4)
+    last = (np.ones((1, outputs_of(model, filled, arrays, kind="penultimate").shape[1])), np.zeros(1))
+    joined = EnsembleModule([Penultimate(model, filled)], "layers", [last])
+    save_program(tmp_path / "joined.pt2", RawColumns(joined, [0.0] * 3, [1.0] * 3, has_categories=True), 4)
+    with torch.inference_mode():
+        alone = torch.export.load(tmp_path / "leaf.pt2").module()(numbers, codes).numpy()
+        summed = torch.export.load(tmp_path / "joined.pt2").module()(numbers, codes).numpy()
+    np.testing.assert_allclose(alone, expit(outputs_of(model, filled, arrays, kind="logits")), atol=1e-6)
+    vectors = outputs_of(model, filled, arrays, kind="penultimate")
+    np.testing.assert_allclose(summed[:, 0], vectors.sum(axis=1), atol=1e-5)
 
 
 def test_a_module_that_torch_export_cannot_follow_is_refused(tmp_path: Path) -> None:
