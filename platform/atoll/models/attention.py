@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atoll.models.chains import relu_backward
-from atoll.models.lanes import Params
+from atoll.models.lanes import Params, selection
 
 __all__ = ["Attention", "AttentionLanes", "Pooling"]
 
@@ -28,7 +28,7 @@ class AttentionLanes:
     """
 
     def __init__(self, name: str, target: int, columns: tuple[int, ...], padding: int) -> None:
-        self.target, self.columns, self.padding = target, list(columns), padding
+        self.target, self.columns, self.padding = target, selection(columns), padding
         self.names = [f"{name}.{part}" for part in ("hidden.weight", "hidden.bias", "output.weight", "output.bias")]
 
     def forward(self, params: Params, found: Tensor, codes: Tensor) -> Pooling:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atoll.models.attention import Attention, AttentionLanes
 from atoll.models.chains import backward_chain, forward_chain, layers_of, relu_backward
-from atoll.models.lanes import Gradients, LocalRows, Params, losses_backward
+from atoll.models.lanes import Gradients, LocalRows, Params, losses_backward, selection
 from atoll.models.shapes import Dlrm, ModelInputs, shape_of
 
 __all__ = ["DlrmLanes"]
@@ -49,6 +49,7 @@ class DlrmLanes:
         self.shape, self.reads_codes = shape_of(settings, inputs), settings.history
         self._settings, self._inputs = settings, inputs
         self._columns = _Columns(settings, inputs)
+        self._plain = selection(self._columns.plain)
         names = [p.name for p in self.shape.parameters]
         self._bottom = [name for name in names if name.startswith("bottom.")]
         self._top = [name for name in names if name.startswith(("top.", "output."))]
@@ -95,7 +96,7 @@ class _Pass:
         self._dense = out.relu()
         found = rows.lookup()
         self._pooling = [unit.forward(params, found, batch["c"]) for unit in model._attention]
-        plain = found[:, :, model._columns.plain] if model._attention else found
+        plain = found[:, :, model._plain] if model._attention else found
         parts = [self._dense.unsqueeze(2), plain, *(one.pooled.unsqueeze(2) for one in self._pooling)]
         vectors = torch.cat(parts, 2)
         self._lanes, self._size, count, _ = vectors.shape
@@ -117,7 +118,7 @@ class _Pass:
         attention: list[Tensor] = []
         if model._attention:
             by_row = back.new_zeros(*self._rows.index.shape, dim)
-            by_row[:, :, columns.plain] = plain
+            by_row[:, :, model._plain] = plain
             for index, one in enumerate(self._pooling):
                 attention += one.backward(vectors[:, :, 1 + len(columns.plain) + index], by_row)
         else:

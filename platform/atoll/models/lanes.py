@@ -5,7 +5,7 @@ Shape legend: L lanes, B local batch, G categorical columns, R table rows that t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ __all__ = [
     "example_losses",
     "lane_by_lane",
     "losses_backward",
+    "selection",
 ]
 
 #: name → [L, *shape]
@@ -124,6 +125,12 @@ def _softmax_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     chance /= total
     chance.scatter_add_(2, labels, chance.new_full((1, 1, 1), -1.0).expand(labels.shape))
     return losses.squeeze(2), chance
+
+
+def selection(columns: Sequence[int]) -> slice | list[int]:
+    """An index of these columns: a slice, which copies nothing, where they are neighbours in order."""
+    whole = range(columns[0], columns[0] + len(columns))
+    return slice(whole.start, whole.stop) if list(columns) == list(whole) else list(columns)
 
 
 def autograd_gradients(

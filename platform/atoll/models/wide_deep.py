@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atoll.models.chains import backward_chain, forward_chain, layers_of
-from atoll.models.lanes import Gradients, LocalRows, Params, losses_backward
+from atoll.models.lanes import Gradients, LocalRows, Params, losses_backward, selection
 from atoll.models.shapes import ModelInputs, WideDeep, shape_of
 
 __all__ = ["WideDeepLanes"]
@@ -27,6 +27,7 @@ class WideDeepLanes:
     def __init__(self, settings: WideDeep, inputs: ModelInputs) -> None:
         self.shape, self.reads_codes = shape_of(settings, inputs), False
         self._settings, self._inputs = settings, inputs
+        self._leads = selection(inputs.leads)
         self._names = [p.name for p in self.shape.parameters if p.name != _WIDE]
         self._has_numbers = len(self._names) < len(self.shape.parameters)
 
@@ -47,7 +48,7 @@ class WideDeepLanes:
         dim = self._settings.embedding_dim
         x, found = batch["x"].flatten(2), rows.lookup()
         deep, layers = forward_chain(torch.cat([x, found[..., :dim].flatten(2)], 2), params, self._names)
-        wide = found[:, :, list(self._inputs.leads), dim:].sum(2)
+        wide = found[:, :, self._leads, dim:].sum(2)
         if self._has_numbers:
             wide = wide + torch.bmm(x, params[_WIDE].transpose(1, 2))
         return deep, wide, layers
@@ -64,7 +65,7 @@ class WideDeepLanes:
             found, input_back = backward_chain(back, layers, params, self._names, to_input=True)
             row_back = back.new_zeros(lanes, size, columns, rows.values.shape[1])
             row_back[..., :dim] = input_back[:, :, -columns * dim :].view(lanes, size, columns, dim)
-            row_back[:, :, list(self._inputs.leads), dim:] = back.unsqueeze(2)
+            row_back[:, :, self._leads, dim:] = back.unsqueeze(2)
             if self._has_numbers:
                 found.insert(0, torch.bmm(back.transpose(1, 2), batch["x"].flatten(2)))
             return Gradients(loss, found, rows.gradient(row_back))
