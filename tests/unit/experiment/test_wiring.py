@@ -48,6 +48,9 @@ PARQUET = {
     "kind": "parquet", "path": "d.parquet", "client_column": "who", "label_column": "y", "features": ["a", "b"],
     "categories": ["c"], "task": "multiclass", "holdout": 0.3, "unseen": 0.25,
 }  # fmt: skip
+MOVIELENS = {
+    "kind": "movielens", "path": "ml", "threshold": 5, "history": 10, "user_id": True, "holdout": 0.3, "unseen": 0.25,
+}  # fmt: skip
 ARRAYS = {"kind": "arrays", "path": "a.npz", "clients": 7}
 SYNTHETIC = {
     "kind": "synthetic", "features": 3, "classes": 4, "categories": [10, 20], "feature_heterogeneity": 0.5,
@@ -63,6 +66,9 @@ FROM_DATA = {"size": "data"}
     [
         ({"kind": "flights", "weather": False}, {"kind": "mlp"}, da.Flights(weather=False)),
         ({"kind": "shakespeare", "stride": 5}, {"kind": "char_lstm"}, da.Shakespeare(stride=5)),
+        (MOVIELENS, {"kind": "mlp"}, da.Movielens(5, 10, True, 0.3, 0.25, "ml")),
+        ({**PARQUET, "attributes": ["d"]}, {"kind": "mlp"},
+         da.ParquetSource("d.parquet", "who", "y", ("a", "b"), ("c",), "multiclass", 0.3, 0.25, attributes=("d",))),
         (PARQUET, {"kind": "mlp"},
          da.ParquetSource("d.parquet", "who", "y", ("a", "b"), ("c",), "multiclass", 0.3, 0.25)),
         (ARRAYS, {"kind": "mlp"}, da.ArraysSource("a.npz", da.Iid(), 7, 3)),
@@ -79,6 +85,15 @@ FROM_DATA = {"size": "data"}
 )  # fmt: skip
 def test_data(data, model, expected) -> None:
     assert source_of(parsed(data=data, model=model, population=FROM_DATA, evaluation=LOSS)) == expected
+
+
+def test_fields_that_came_later_leave_the_digest_as_it_was() -> None:
+    def digest(**data) -> str:
+        return sp.digest(parsed(data=PARQUET | data, population=FROM_DATA, evaluation=LOSS))
+
+    # of the same spec before `attributes` was there
+    assert digest() == "8f944496cd4ef27b0f630f03f231250459a45ebf8c030cc991473bded036c321"
+    assert digest(attributes=["d"]) != digest()
 
 
 def test_synthetic_data_has_as_many_clients_as_the_population() -> None:
