@@ -73,7 +73,7 @@ class CoordinatorShell:
     def _replace_the_overdue(calls: Calls, runs: list[RunShell], pools: SharedPools, tracker: SharedTracker) -> None:
         for owner, allowed_s in calls.overdue().items():
             if isinstance(owner, int):
-                pools.replace(owner, RunShell.silent(owner, allowed_s))
+                pools.replace(owner, pools.silent(owner, allowed_s))
             elif tracker.is_owner(owner):
                 tracker.replace(tracker.silent(allowed_s))
             else:

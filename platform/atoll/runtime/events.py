@@ -31,6 +31,7 @@ __all__ = [
     "Train",
     "Trained",
     "WorkFailed",
+    "failed_call",
 ]
 
 
@@ -107,6 +108,11 @@ class WorkFailed:
 
 
 Event = Trained | StepsClosed | Evaluated | PoolLost | PoolReady | SumsLost | OutOfMemory | WorkFailed
+
+
+def failed_call(call: int, error: ClientWorkError) -> Event:
+    """What a call that raised means: too little memory, or work that fails for its own sake."""
+    return OutOfMemory(call) if error.is_out_of_memory else WorkFailed(call, error)
 
 
 # ---- instructions -------------------------------------------------------------------------------------------------

@@ -22,13 +22,12 @@ from atoll.runtime.events import (
     Forget,
     HoldAfter,
     Instruction,
-    OutOfMemory,
     RecordEvaluation,
     RecordStep,
     StepsClosed,
     Train,
     Trained,
-    WorkFailed,
+    failed_call,
 )
 from atoll.runtime.opening import begin
 from atoll.runtime.parts import Outcome, Parts, RunResult
@@ -225,7 +224,7 @@ class _Inline:
             else:
                 results = [train_block(self._learner, block, self._versions) for block in call.blocks]
         except ClientWorkError as error:
-            yield OutOfMemory(call.call) if error.is_out_of_memory else WorkFailed(call.call, error)
+            yield failed_call(call.call, error)
             return
         busy_s = time.perf_counter() - started
         self._recorder.busy_s += busy_s

@@ -21,7 +21,7 @@ from ray.exceptions import (
 
 from atoll.errors import AtollError
 
-__all__ = ["OBJECT_LOST", "PROCESS_LOST", "RollBack", "answer", "end_process", "told"]
+__all__ = ["OBJECT_LOST", "PROCESS_LOST", "RollBack", "answer", "end_process", "is_of", "told"]
 
 #: a process is gone, or was out of reach for a moment: whether the call ran is unknown
 PROCESS_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
@@ -31,6 +31,17 @@ OBJECT_LOST = (ObjectLostError, ObjectFetchTimedOutError)
 
 class RollBack(Exception):
     """The aggregator, or weights that it made, are lost: go on from the newest snapshot under a new epoch."""
+
+
+def is_of(error: BaseException, actor: Any) -> bool:
+    """Whether the process that was lost is this actor's; a call fails likewise where what it was to be given is lost.
+
+    Args:
+        error: one of PROCESS_LOST.
+        actor: whose call failed.
+    """
+    whose = getattr(error, "actor_id", None)
+    return whose is None or whose == actor._actor_id.hex()
 
 
 def answer(ready: Any, what: str = "the aggregator process") -> Any:

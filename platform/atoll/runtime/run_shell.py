@@ -12,8 +12,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from atoll.errors import AtollError, ClientWorkError, FencedError, InfrastructureError
+from atoll.errors import AtollError, ClientWorkError, FencedError
 from atoll.messages import Block, ModelVersion
+from atoll.runtime.bundles import Bundles
 from atoll.runtime.calls import Calls
 from atoll.runtime.events import (
     Checkpoint,
@@ -25,7 +26,6 @@ from atoll.runtime.events import (
     Forget,
     HoldAfter,
     Instruction,
-    OutOfMemory,
     PoolLost,
     PoolReady,
     RecordEvaluation,
@@ -34,7 +34,7 @@ from atoll.runtime.events import (
     SumsLost,
     Train,
     Trained,
-    WorkFailed,
+    failed_call,
 )
 from atoll.runtime.losses import OBJECT_LOST, RollBack, answer, end_process, told
 from atoll.runtime.opening import Attempt, begin
@@ -85,6 +85,7 @@ class RunShell:
         self._aggregator: Any = None
         self._aggregator_place: tuple[str, int] | None = None
         self._state = "opening"
+        self._bundles = Bundles(0)
         #: pools lost and not recorded yet
         self._lost_pools = 0
         self._attempt: Attempt | None = None
@@ -193,10 +194,7 @@ class RunShell:
         self._epoch = self._journal.epoch
         self._state, self._attempt, self._end = "opening", None, None
         self._opened_at = time.monotonic()
-        #: version → reference to the bundle that holds it; this process owns every reference
-        self._bundles: dict[int, Any] = {}
-        self._held: list[set[int]] = [set() for _ in range(len(self._pools))]
-        self._forget: list[list[int]] = [[] for _ in range(len(self._pools))]
+        self._bundles = Bundles(len(self._pools))
         self._open_pools: set[int] = set()
         #: (snapshot taken up or None), once the aggregator is there
         self._taken: tuple[SnapshotRecord | None] | None = None
@@ -220,7 +218,8 @@ class RunShell:
                     models = self._aggregator.models.options(num_returns=len(versions)).remote()
                 except RayError as error:
                     raise told(error, "the aggregator process") from error
-                self._bundles.update(zip(versions, models if isinstance(models, list) else [models], strict=True))
+                made = models if isinstance(models, list) else [models]
+                self._bundles.add(dict(zip(versions, made, strict=True)))
                 self._taken = (taken,)
                 self._begin_when_ready()
 
@@ -296,7 +295,7 @@ class RunShell:
 
     def _finish(self) -> None:
         self._state = "over"
-        self._bundles = {}
+        self._bundles = Bundles(0)
         self._end_aggregator()
         self._pools.close(self)
 
@@ -337,7 +336,7 @@ class RunShell:
     def pool_lost(self, pool: int, *, is_out_of_memory: bool, is_work_to_blame: bool) -> None:
         """A pool is gone; what it had of this run is done again."""
         self._lost_pools += 1
-        self._held[pool], self._forget[pool] = set(), []
+        self._bundles.lost(pool)
         self._open_pools.discard(pool)
         with self.guarded():
             self._handle(PoolLost(pool, is_out_of_memory, is_work_to_blame))
@@ -358,7 +357,7 @@ class RunShell:
                 case Train(pool, call, blocks, versions):
                     self._train(pool, call, blocks, versions)
                 case Evaluate(pool, call, version):
-                    forget, bundles = self._send(pool, (version,))
+                    forget, bundles = self._bundles.send(pool, (version,))
                     evaluate = self._pools[pool].evaluate
                     reference = evaluate.remote(self.number, version, forget, *bundles, epoch=self.epoch)
                     self._pools.watch(pool, self, reference, partial(self._evaluated, call, version))
@@ -368,7 +367,7 @@ class RunShell:
                     self._close(self._aggregator.hold_after.options(num_returns=2).remote(version), ())
                 case Forget(versions, live):
                     self._tell_aggregator(self._aggregator.expect.remote((), live))
-                    self._drop(versions)
+                    self._bundles.drop(versions)
                 case RecordStep(record, metrics):
                     attempt.recorder.step(record, metrics)
                 case RecordEvaluation(version, metrics):
@@ -381,23 +380,15 @@ class RunShell:
                     self._end = instruction
                     attempt.recorder.end(instruction)
 
-    def _send(self, pool: int, versions: tuple[int, ...]) -> tuple[list[int], list[Any]]:
-        """(versions to forget, bundles that the pool lacks), noting what it then holds."""
-        missing = [version for version in versions if version not in self._held[pool]]
-        bundles = list({id(self._bundles[v]): self._bundles[v] for v in missing}.values())
-        self._held[pool].update(missing)
-        forget, self._forget[pool] = self._forget[pool], []
-        return forget, bundles
-
     def _train(self, pool: int, call: int, blocks: tuple[Block, ...], versions: tuple[int, ...]) -> None:
-        forget, bundles = self._send(pool, versions)
+        forget, bundles = self._bundles.send(pool, versions)
         train = self._pools[pool].train.options(num_returns=2)
         busy, sums = train.remote(self.number, blocks, forget, *bundles, epoch=self.epoch)
 
         def trained(busy_s: float | ClientWorkError) -> None:
             with self.guarded():
                 if isinstance(busy_s, ClientWorkError):
-                    self._handle(_failure(call, busy_s))
+                    self._handle(failed_call(call, busy_s))
                 elif self._attempt is not None and self._state in ("running", "saving"):
                     self._attempt.recorder.busy_s += busy_s
                     self._close(self._aggregator.add.options(num_returns=2).remote(sums), blocks)
@@ -409,18 +400,10 @@ class RunShell:
         busy_s, metrics = found
         with self.guarded():
             if isinstance(metrics, ClientWorkError):
-                self._handle(_failure(call, metrics))
+                self._handle(failed_call(call, metrics))
             elif self._attempt is not None:
                 self._attempt.recorder.busy_s += busy_s
                 self._handle(Evaluated(call, version, metrics, busy_s))
-
-    def _drop(self, versions: tuple[int, ...]) -> None:
-        for version in versions:
-            self._bundles.pop(version, None)
-            for pool, held in enumerate(self._held):
-                if version in held:
-                    held.discard(version)
-                    self._forget[pool].append(version)
 
     # ---- aggregator ---------------------------------------------------------------------------------------------
 
@@ -451,7 +434,7 @@ class RunShell:
                 raise told(error, "the aggregator process") from error
             except RayError as error:
                 raise told(error, "the aggregator process") from error
-            self._bundles.update({step.model.version: bundle_ref for step in steps})
+            self._bundles.add({step.model.version: bundle_ref for step in steps})
             if steps:
                 self._handle(StepsClosed(tuple(steps)))
 
@@ -480,14 +463,3 @@ class RunShell:
                 publishing.failed(error)
 
         self._tracker.send(self, batch, sent)
-
-    @staticmethod
-    def silent(pool: int, allowed_s: float) -> InfrastructureError:
-        """What to tell of a pool that does not answer."""
-        return InfrastructureError(
-            f"client pool {pool} gave no answer for more than {allowed_s:.0f} s (runtime.hang_s)"
-        )
-
-
-def _failure(call: int, error: ClientWorkError) -> Event:
-    return OutOfMemory(call) if error.is_out_of_memory else WorkFailed(call, error)

@@ -11,7 +11,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, Ra
 
 from atoll.errors import InfrastructureError
 from atoll.runtime.calls import Calls
-from atoll.runtime.losses import PROCESS_LOST, end_process, told
+from atoll.runtime.losses import PROCESS_LOST, end_process, is_of, told
 from atoll.runtime.parts import Parts
 from atoll.runtime.session import RaySession
 from atoll.runtime.stopping import Patience
@@ -139,10 +139,10 @@ class SharedPools:
                 return
             try:
                 value, found = ray.get(ready), None
-            except PROCESS_LOST as error:
-                self.replace(pool, error)
-                return
             except (RayTaskError, RayError) as error:
+                if isinstance(error, PROCESS_LOST) and is_of(error, self._handles[pool]):
+                    self.replace(pool, error)
+                    return
                 value, found = None, told(error, "weights that a client pool asked for")
             self._order[pool].remove(call)
             if epoch != tenant.epoch:
@@ -176,6 +176,11 @@ class SharedPools:
                 is_to_blame = tenant.number == running and not is_out_of_reach
                 tenant.pool_lost(pool, is_out_of_memory=is_memory, is_work_to_blame=is_to_blame)
                 self._open(pool, tenant)
+
+    @staticmethod
+    def silent(pool: int, allowed_s: float) -> InfrastructureError:
+        """What to tell of one that does not answer."""
+        return InfrastructureError(f"client pool {pool}: no answer for more than {allowed_s:.0f} s (runtime.hang_s)")
 
 
 class SharedTracker:
