@@ -362,11 +362,11 @@ class RunShell:
                     reference = evaluate.remote(self.number, version, forget, *bundles, epoch=self.epoch)
                     self._pools.watch(pool, self, reference, partial(self._evaluated, call, version))
                 case Expect(steps):
-                    self._tell_aggregator(self._aggregator.expect.remote(steps, ()))
+                    self._ask_aggregator(self._aggregator.expect.remote(steps, ()), answer)
                 case HoldAfter(version):
                     self._close(self._aggregator.hold_after.options(num_returns=2).remote(version), ())
                 case Forget(versions, live):
-                    self._tell_aggregator(self._aggregator.expect.remote((), live))
+                    self._ask_aggregator(self._aggregator.expect.remote((), live), answer)
                     self._bundles.drop(versions)
                 case RecordStep(record, metrics):
                     attempt.recorder.step(record, metrics)
@@ -416,10 +416,6 @@ class RunShell:
                     then(ready)
 
         self._calls.ask(self._aggregator_name, reference, answered)
-
-    def _tell_aggregator(self, reference: Any) -> None:
-        """A call without a result; that it arrived matters all the same."""
-        self._ask_aggregator(reference, answer)
 
     def _close(self, returned: Any, blocks: tuple[Block, ...]) -> None:
         steps_ref, bundle_ref = returned
