@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from atoll import spec as sp
 from atoll.aggregation import Aggregator, AggregatorState
 from atoll.data import ClientData, open_data
+from atoll.data.shape import I64
 from atoll.errors import InfrastructureError
+from atoll.experiment.clustering import clustering_of
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
 from atoll.experiment.planning import make_planner
@@ -86,6 +88,7 @@ def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
 
     data = _data_of(spec, identity)
     held_out = test_rows(spec, data)
+    groups, names = _groups_of(spec, data, held_out.client)
     return Evaluator(
         lane_model_of(spec, data.shape),
         held_out.arrays,
@@ -93,8 +96,18 @@ def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
         held_out.train_examples,
         spec.evaluation.metrics,
         per_client=spec.evaluation.per_client,
+        groups=groups,
+        group_names=names,
         device=spec.runtime.device_class,
     )
+
+
+def _groups_of(spec: sp.Spec, data: ClientData, client: I64) -> tuple[I64 | None, tuple[str, ...]]:
+    """The cluster of each row of these clients, and the clusters' names; none where clusters know no data clients."""
+    clustering = clustering_of(spec, data)
+    if clustering.of_client is None or len(clustering.names) < 2:
+        return None, ()
+    return clustering.of_client[client], clustering.names
 
 
 def build_aggregator(spec: sp.Spec, identity: str, state: AggregatorState | None) -> Aggregator:
