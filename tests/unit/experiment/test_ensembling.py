@@ -77,7 +77,8 @@ def test_members_arms_and_parent_and_again_without_a_row_more(uri: str, tmp_path
     joined = rows["tiny-ensemble-s3-joined"]
     assert joined["ens/models"] == [(0, 3.0)]
     assert {"ens/auc", "ens/mean/auc", "leaf/q1/auc", "gain/auc"} <= set(joined)
-    assert Path(found.html).is_file() and Path(found.csv).is_file()
+    assert Path(found.html).is_file()
+    assert Path(found.csv).is_file()
     kept = json.loads((tmp_path / "fel" / ENSEMBLE_FILE).read_text())
     again = atoll.run_ensemble(spec_of(uri), key="fel", runs_folder=tmp_path)
     assert again.parent_run_id == found.parent_run_id
@@ -154,7 +155,8 @@ def test_everything_that_is_wrong_is_told_before_anything_starts(uri: str, tmp_p
     with pytest.raises(SpecError) as caught:
         atoll.run_ensemble(wrong, runs_folder=tmp_path / "runs")
     told = [str(problem) for problem in caught.value.problems]
-    assert len(told) == 3 and all("of 20 clients" in text for text in told)
+    assert len(told) == 3
+    assert all("of 20 clients" in text for text in told)
     assert not (tmp_path / "runs").exists()
 
 
@@ -176,4 +178,5 @@ def test_over_archs_are_never_measured_on_what_they_were_fitted_on(uri: str, tmp
     server, test = server_rows(spec, data), test_rows(spec, data)
     assert not set(np.unique(server.client)) & set(np.unique(test.client))
     arm = found.judgement.as_dict()["arms"]["ensemble-s3"]
-    assert arm["test_rows"] == test.num_rows and arm["test_clients"] == len(np.unique(test.client))
+    assert arm["test_rows"] == test.num_rows
+    assert arm["test_clients"] == len(np.unique(test.client))
