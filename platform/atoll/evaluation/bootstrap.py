@@ -52,12 +52,15 @@ class Gain:
         low: 2.5 % percentile over resampled clients, all seeds together; NaN without resamples.
         high: 97.5 % percentile.
         by_seed: the gain within each seed; the interval says nothing of their spread.
+        left_out: resamples that the interval is not of: in some seed they have rows of one class alone, or none, or
+            the baseline's value is 0.
     """
 
     value: float
     low: float
     high: float
     by_seed: tuple[float, ...]
+    left_out: int = 0
 
 
 def is_lower_better(quality: str) -> bool:
@@ -136,14 +139,16 @@ def all_gains(
 def _gain(name: str, found: Sequence[tuple[dict[str, float], dict[str, F64]]]) -> Gain:
     by_seed = tuple(value[name] for value, _ in found)
     spread = np.mean([ratios[name] for _, ratios in found], axis=0)
-    spread = spread[np.isfinite(spread)]
-    low, high = np.percentile(spread, _LEVEL) if len(spread) else (math.nan, math.nan)
-    return Gain(float(np.mean(by_seed)), float(low), float(high), by_seed)
+    known = spread[np.isfinite(spread)]
+    low, high = np.percentile(known, _LEVEL) if len(known) else (math.nan, math.nan)
+    return Gain(float(np.mean(by_seed)), float(low), float(high), by_seed, len(spread) - len(known))
 
 
 def _ratios(name: str, again: Mapping[str, F64], base: Mapping[str, F64]) -> F64:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = again[name] / base[name]
+    # one class alone, which AUC does not know: left out of every interval, so that all are of the same resamples
+    ratio = np.where(np.isnan(base["auc"]), np.nan, ratio)
     return np.asarray(1.0 - ratio if is_lower_better(name) else ratio - 1.0, dtype=np.float64)
 
 
@@ -185,6 +190,7 @@ def _weighted_auc(labels: I64, place: I64, logits: F64, counts: F64) -> F64:
     below = np.searchsorted(negative, logits[is_positive], side="left")
     up_to = np.searchsorted(negative, logits[is_positive], side="right")
     low_place, high_place = place[~is_positive][order], place[is_positive]
+    has_ties = bool((below != up_to).any())
     drawn = np.ascontiguousarray(counts.T)
     found = np.empty(len(counts))
     for part in _parts(len(counts), max(len(labels), 1)):
@@ -193,9 +199,10 @@ def _weighted_auc(labels: I64, place: I64, logits: F64, counts: F64) -> F64:
         np.cumsum(some[low_place], axis=0, out=running[1:])
         weight = some[high_place]
         beaten = running[below]
-        beaten += running[up_to]
+        if has_ties:
+            beaten = (beaten + running[up_to]) / 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            found[part] = np.einsum("ij,ij->j", weight, beaten) / 2 / (weight.sum(0) * running[-1])
+            found[part] = np.einsum("ij,ij->j", weight, beaten) / (weight.sum(0) * running[-1])
     return found
 
 

@@ -249,7 +249,8 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _gain_dict(gain: Gain) -> dict[str, Any]:
-    return {"value": gain.value, "low": gain.low, "high": gain.high, "by_seed": list(gain.by_seed)}
+    known = {"value": gain.value, "low": gain.low, "high": gain.high, "by_seed": list(gain.by_seed)}
+    return {**known, "left_out": gain.left_out}
 
 
 def _plain(value: Any) -> Any:

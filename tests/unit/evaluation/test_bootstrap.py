@@ -137,6 +137,35 @@ def test_what_is_not_defined_is_nan() -> None:
     assert math.isnan(without.low)
 
 
+@pytest.mark.parametrize("clients", [3, 20, 300])
+def test_a_copy_gains_nothing_to_the_last_bit(clients: int) -> None:
+    seeds = [scores(number, clients=clients) for number in range(3)]
+    for one in seeds:
+        one.logits["copy"] = one.logits["single"].copy()  # type: ignore[index]
+    for gain in gains(seeds, "copy", "single", 100, 0).values():
+        assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+
+
+def test_resamples_of_one_class_are_left_out_and_counted() -> None:
+    # client 0 alone has rows of class 1: a resample of three clients lacks it with a chance of (2/3)³
+    one = Scores(
+        np.array([1, 1, 0, 0, 0, 0]),
+        np.array([0, 0, 1, 1, 2, 2]),
+        {"single": np.array([0.1, -0.3, 0.2, -1.0, 0.4, -0.2]), "better": np.array([1.0, 0.3, 0.2, -1.0, -0.4, -0.2])},
+    )
+    counts = rng.generator(5, "bootstrap").multinomial(3, np.full(3, 1 / 3), size=400)
+    alone = int(((counts[:, 0] == 0) | (counts[:, 0] == 3)).sum())
+    assert 100 < alone < 200
+    found = gains([one], "better", "single", 400, 5)
+    assert {found[name].left_out for name in ("auc", "loss", "normalized_entropy")} == {alone}
+    # moreover, over an accuracy of 0 no gain is defined
+    assert alone <= found["accuracy"].left_out < 400
+    assert found["loss"].low == pytest.approx(found["normalized_entropy"].low, rel=1e-12)
+    both = gains([one, scores(1)], "better", "single", 400, 5)
+    assert both["auc"].left_out > 0, "one seed is enough"
+    assert gains([scores(1)], "better", "single", 400, 5)["auc"].left_out == 0
+
+
 def test_resamples_are_keyed() -> None:
     one = scores(1)
     assert gains([one], "better", "single", 50, 0) == gains([one], "better", "single", 50, 0)
