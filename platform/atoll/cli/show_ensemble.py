@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -34,31 +35,31 @@ def judgement(found: Judgement) -> None:
 
 def plan(planned: EnsemblePlan) -> None:
     """Every model that would be trained, what joins them, and the clusters of each ensemble."""
-    table = Table(title="Plan of the ensemble: simulated, nothing trained yet", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("trained as")
-    for head in ("server steps", "client updates", "virtual hours", "bytes", "plan digest"):
-        table.add_column(head, justify="right", overflow="fold")
+    table = Table(
+        title="Plan of the ensemble: simulated, nothing trained yet", title_justify="left", box=SIMPLE, pad_edge=False
+    )
+    table.add_column("model", min_width=22, overflow="fold")
+    for head in ("server\nsteps", "client\nupdates", "virtual\nhours", "bytes", "plan digest"):
+        table.add_column(head, justify="right", no_wrap=True)
     for member in planned.study.members:
         report = planned.reports[member.name]
         summary = report.summary
         cells = [f"{member.spec.stop.server_steps:,}", f"{summary.client_updates:,}", f"{summary.virtual_hours:.2f}"]
-        cells += [show.byte_text(report.model_bytes), report.plan_digest[:12]]
-        table.add_row(escape(member.name), member.role.replace("_", " "), *cells)
+        table.add_row(escape(member.name), *cells, show.byte_text(report.model_bytes), report.plan_digest[:8])
     _console.print(table)
-    arms = Table(title="What is joined and compared", title_justify="left")
-    arms.add_column("arm", overflow="fold")
-    for head in ("models", "bytes a device", "bytes in all", "client updates", "over-arch", "fitted on"):
-        arms.add_column(head, justify="right")
+    arms = Table(title="What is joined and compared", title_justify="left", box=SIMPLE, pad_edge=False)
+    arms.add_column("arm: models", min_width=22, overflow="fold")
+    for head in ("client\nupdates", "on a\ndevice", "in all", "over-arch", "fitted on"):
+        arms.add_column(head, justify="right", no_wrap=True)
     for arm in planned.study.arms:
         reports = [planned.reports[name] for name in arm.members]
         ensemble = arm.spec.ensemble
-        joined = ("", "") if ensemble is None else (ensemble.over_arch.kind, ensemble.fit.kind)
-        cells = [str(len(reports)), show.byte_text(max(report.model_bytes for report in reports))]
-        cells += [show.byte_text(sum(report.model_bytes for report in reports))]
-        cells += [f"{sum(report.summary.client_updates for report in reports):,}"]
-        nothing = joined[0] in ("mean", "median")
-        arms.add_row(escape(arm.name), *cells, joined[0].replace("_", " "), "nothing" if nothing else joined[1])
+        kind, fit = ("", "") if ensemble is None else (ensemble.over_arch.kind, ensemble.fit.kind)
+        cells = [f"{sum(report.summary.client_updates for report in reports):,}"]
+        cells += [show.byte_text(max(report.model_bytes for report in reports))]
+        cells += [show.byte_text(sum(report.model_bytes for report in reports)), kind.replace("_", " ")]
+        cells.append("nothing" if kind in ("mean", "median") else {"server": "server rows"}.get(fit, fit))
+        arms.add_row(escape(f"{arm.name}: {len(reports)}"), *cells)
     _console.print(arms)
     told = set()
     for arm in planned.study.arms:

@@ -203,7 +203,12 @@ class _Desk:
             seeds = []
             for base_name, arms in by_seed.items():
                 test = self._sides(self._arms[base_name].spec).test
-                logits = {f"{arm.label}\n{way}": self._logits[arm.name][way] for arm in arms for way in _WAYS}
+                logits = {
+                    f"{arm.label}\n{way}": self._logits[arm.name][way]
+                    for arm in arms
+                    # of one model, the median is the mean
+                    for way in (_WAYS if len(arm.leaves) > 1 else _WAYS[:2])
+                }
                 seeds.append(Scores(test.arrays["y"], test.client, logits))
             names = list(dict.fromkeys(name for one in seeds for name in one.logits))
             first = self._arms[next(iter(by_seed))].spec

@@ -149,63 +149,58 @@ def _value(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
-def _spread(spread: Spread) -> tuple[str, str]:
-    low, high = _value(spread.low), _value(spread.high)
-    return _value(spread.median), "" if low == high else f"({low} – {high})"
-
-
-def _gain(gain: ReportGain) -> tuple[str, str]:
-    if math.isnan(gain.value):
-        return "–", ""
-    shown = f"{100 * gain.value:+.2f} %"
-    interval = "" if math.isnan(gain.low) else f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-    return shown, interval
-
-
-def _heads(qualities: Sequence[str], gains: Sequence[str], words: Mapping[str, str] = _WORDS) -> list[str]:
+def _heads(qualities: Sequence[str], gains: Sequence[str], words: Mapping[str, str]) -> list[str]:
     heads = ["models", "joined by", "n", "client updates", "on a device", "in all"]
     return heads + [words[name] for name in qualities] + [f"{words[name]} gain" for name in gains]
 
 
-def _cells(
-    row: ReportRow, qualities: Sequence[str], gains: Sequence[str], *, with_spread: bool = True
-) -> list[tuple[str, str]]:
+def _cells(row: ReportRow, qualities: Sequence[str], gains: Sequence[str]) -> list[tuple[str, str]]:
     """(value, spread or interval) per column."""
     cells = [(row.label, ""), (row.joined, ""), (str(row.models), ""), (f"{row.client_updates:,.0f}", "")]
     cells += [(_bytes(row.device_bytes), ""), (_bytes(row.capacity_bytes), "")]
-    cells += [
-        _spread(row.quality[name]) if with_spread else (_value(row.quality[name].median), "") for name in qualities
-    ]
-    for name in gains:
-        none = ("baseline" if row.is_baseline else "", "")
-        cells.append(none if row.is_baseline or name not in row.gain else _gain(row.gain[name]))
-    return cells
+    return cells + [_quality(row, name) for name in qualities] + [_gain_of(row, name) for name in gains]
+
+
+def _quality(row: ReportRow, name: str, *, with_spread: bool = True) -> tuple[str, str]:
+    spread = row.quality[name]
+    low, high = _value(spread.low), _value(spread.high)
+    return _value(spread.median), f"({low} – {high})" if with_spread and low != high else ""
+
+
+def _gain_of(row: ReportRow, name: str) -> tuple[str, str]:
+    if row.is_baseline or name not in row.gain:
+        return "baseline" if row.is_baseline else "", ""
+    gain = row.gain[name]
+    if math.isnan(gain.value):
+        return "–", ""
+    interval = "" if math.isnan(gain.low) else f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+    return f"{100 * gain.value:+.2f} %", interval
 
 
 def report_table(report: EnsembleReport) -> Any:
-    """A rich Table of AUC and normalised entropy with their gains, for `Console().print`."""
+    """A rich Table of AUC and normalised entropy with their gains, for `Console().print`; 80 characters suffice."""
+    from rich.box import SIMPLE
     from rich.markup import escape
     from rich.table import Table
 
     caption = "\n".join(filter(None, (_caption(report, with_spread=False), _left_out(report))))
-    table = Table(title=f"Ensemble and controls ({PROTOCOL})", title_justify="left")
+    table = Table(title=f"Ensemble and controls ({PROTOCOL})", title_justify="left", box=SIMPLE, pad_edge=False)
     table.caption, table.caption_justify = escape(caption), "left"
-    table.add_column("models\njoined by", min_width=24, overflow="fold")
-    for head in _heads(_SHOWN, _SHOWN)[2:]:
-        table.add_column(head.replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column("models: how many\n  joined by", min_width=22, overflow="fold")
+    for head in ("client\nupdates", "device\nin all", *(f"{_WORDS[name]} and gain\n95 %" for name in _SHOWN)):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in report.rows:
-        (label, _), (joined, _), *cells = _cells(row, _SHOWN, _SHOWN, with_spread=False)
-        table.add_row(escape(f"{label}\n  {joined}"), *(escape("\n".join(filter(None, cell))) for cell in cells))
+        cells = [f"{row.label}: {row.models}\n  {row.joined}", f"{row.client_updates:,.0f}"]
+        cells.append(f"{_bytes(row.device_bytes)}\n{_bytes(row.capacity_bytes)}")
+        for name in _SHOWN:
+            (value, _), (gain, interval) = _quality(row, name, with_spread=False), _gain_of(row, name)
+            cells.append(f"{value} {gain:>9}\n{interval}")
+        table.add_row(*map(escape, cells))
     return table
 
 
 _CLUSTER_HEADS = ("models", "cluster", "clients", "test rows")
-_CLUSTER_PARTS = {
-    "single": "single, there",
-    "leaf_at_home": "its leaf, there",
-    "joined": "ensemble, there",
-    "leaf": "its leaf, everywhere",
-}
+_CLUSTER_PARTS = {"single": "single", "leaf_at_home": "own leaf", "joined": "joined", "leaf": "own leaf, all rows"}
 
 
 def _cluster_cells(row: ClusterRow, qualities: Sequence[str]) -> list[str]:
@@ -221,14 +216,17 @@ def _cluster_heads(qualities: Sequence[str]) -> list[str]:
 
 def cluster_table(report: EnsembleReport) -> Any:
     """A rich Table of AUC cluster by cluster, or None where there are no clusters."""
+    from rich.box import SIMPLE
     from rich.markup import escape
     from rich.table import Table
 
     if not report.clusters:
         return None
-    table = Table(title=f"Clusters ({PROTOCOL})", title_justify="left")
-    for index, head in enumerate(_cluster_heads(("auc",))):
-        table.add_column(head, justify="left" if index < 2 else "right", overflow="fold")
+    table = Table(
+        title=f"Clusters ({PROTOCOL}): AUC on the cluster's rows", title_justify="left", box=SIMPLE, pad_edge=False
+    )
+    for index, head in enumerate((*_CLUSTER_HEADS, *_CLUSTER_PARTS.values())):
+        table.add_column(head.replace(", ", "\n"), justify="left" if index < 2 else "right", overflow="fold")
     for row in report.clusters:
         table.add_row(*map(escape, _cluster_cells(row, ("auc",))))
     return table

@@ -268,9 +268,11 @@ def test_the_terminal_shows_arms_clusters_and_the_mark(
 
     from atoll.cli import show_ensemble
 
-    monkeypatch.setattr(show_ensemble, "_console", Console(width=220))
+    monkeypatch.setattr(show_ensemble, "_console", Console(width=80))
     show_ensemble.judgement(found[2])
     shown = capsys.readouterr().out
     assert shown.count("our protocol") == 2
     assert "baseline" in shown
-    assert "ensemble, there" in shown
+    assert "random clusters: 2" in shown  # 80 characters suffice
+    assert "…" not in shown
+    assert "own leaf" in shown
