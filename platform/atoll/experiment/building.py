@@ -16,6 +16,7 @@ from atoll.errors import InfrastructureError
 from atoll.experiment.clustering import clustering_of
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
+from atoll.experiment.opened import data_of
 from atoll.experiment.planning import make_planner
 from atoll.experiment.splitting import test_rows
 from atoll.experiment.storing import RunStore
@@ -139,7 +140,7 @@ def parts_of(spec: sp.Spec, store: RunStore, uri: str, artifacts: str | None, in
         artifacts: root of artifacts, or None.
         info: names the run in the store.
     """
-    data = open_data(source_of(spec))
+    data = data_of(spec)
     _OPENED.clear()
     _OPENED[repr(source_of(spec))] = data
     shape = shape_of(spec, data.shape)

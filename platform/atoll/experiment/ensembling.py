@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll import spec as sp
-from atoll.data import ClientData, open_data
 from atoll.errors import Interrupted, MembersFailed, Problem, SpecError
 from atoll.experiment.comparing import check_comparable
 from atoll.experiment.finishing import observing
 from atoll.experiment.modelling import shape_of
+from atoll.experiment.opened import data_of, opened_once
 from atoll.experiment.parents import begin_parent, check_same, is_run
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
@@ -27,7 +27,6 @@ from atoll.experiment.running import Wanted, keyed_folder, new_folder, pinned, r
 from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import check_store
 from atoll.experiment.study import EnsembleArm, Member, Study, study_of
-from atoll.experiment.wiring import source_of
 from atoll.experiment.working import Ended
 from atoll.models import load_version
 from atoll.runtime.store import LocalFiles
@@ -99,23 +98,10 @@ class EnsembleRun:
         }
 
 
-class _Data:
-    """Opens the data of specs, once for all that have the same source."""
-
-    def __init__(self) -> None:
-        self._opened: dict[str, ClientData] = {}
-
-    def __call__(self, spec: sp.Spec) -> ClientData:
-        source = source_of(spec)
-        name = repr(source)
-        if name not in self._opened:
-            self._opened[name] = open_data(source)
-        return self._opened[name]
-
-
 # ---- plan -----------------------------------------------------------------------------------------------------------
 
 
+@opened_once()
 def plan_ensemble(spec: SpecLike, *overrides: str) -> EnsemblePlan:
     """Plans every leaf and every control, without training anything.
 
@@ -127,7 +113,7 @@ def plan_ensemble(spec: SpecLike, *overrides: str) -> EnsemblePlan:
         SpecError: what is wrong with any of them, once each.
     """
     resolved = as_spec(spec, overrides)
-    study = _study_of(resolved)
+    study = study_of(resolved, data_of)
     problems: dict[str, Problem] = {}
     reports: dict[str, PlanReport] = {}
     for member in study.members:
@@ -140,14 +126,10 @@ def plan_ensemble(spec: SpecLike, *overrides: str) -> EnsemblePlan:
     return EnsemblePlan(study, reports)
 
 
-def _study_of(spec: sp.Spec) -> Study:
-    """Members and arms, or every problem of the clusters of any arm."""
-    return study_of(spec, _Data())
-
-
 # ---- run ------------------------------------------------------------------------------------------------------------
 
 
+@opened_once()
 def run_ensemble(
     spec: SpecLike,
     *overrides: str,
@@ -190,6 +172,7 @@ def run_ensemble(
         return _run(folder, resolved, planned, on_group)
 
 
+@opened_once()
 def resume_ensemble(folder: Path, *, on_group: OnGroup | None = None) -> EnsembleRun:
     """Goes on with an ensemble: runs that are finished stay, those that were stopped or failed go on."""
     resolved = sp.load(folder / "spec.yaml")
@@ -224,7 +207,15 @@ def _train(
     with session_for(spec, most) as session:
         for label, group in groups:
             wanted = [
-                Wanted(folder / one.name, one.spec, f"{folder.name}.{one.name}", one.arm, parent_id, again=folder)
+                Wanted(
+                    folder / one.name,
+                    one.spec,
+                    f"{folder.name}.{one.name}",
+                    one.arm,
+                    parent_id,
+                    again=folder,
+                    is_pictured=False,
+                )
                 for one in group
             ]
             note = None if on_group is None else on_group(label, [(one.name, one.spec) for one in group])
@@ -274,7 +265,6 @@ def _join(folder: Path, spec: sp.Spec, study: Study, runs: Mapping[str, Run], pa
     """Over-archs, metrics, intervals, report: a pure function of the members' models."""
     from atoll.experiment.judging import judge, write_report
 
-    data_of = _Data()
     models = {
         member.name: load_version(
             folder / member.name / "model.safetensors", shape_of(member.spec, data_of(member.spec).shape)

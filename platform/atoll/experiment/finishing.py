@@ -13,6 +13,7 @@ import numpy as np
 from atoll import spec as sp
 from atoll.errors import InfrastructureError
 from atoll.experiment.facts import TIMELINE_FILE
+from atoll.experiment.opened import data_of
 from atoll.experiment.records import Run, write_result
 from atoll.messages import ModelVersion, model_digest
 from atoll.tracking import MlflowTracker, plots, summary_tags
@@ -36,7 +37,9 @@ def observing() -> Iterator[None]:
         _log.warning("tracking: %s; the run's own folder holds everything", error)
 
 
-def finish(finished: Run, spec: sp.Spec, model: ModelVersion, tracker: MlflowTracker) -> bool:
+def finish(
+    finished: Run, spec: sp.Spec, model: ModelVersion, tracker: MlflowTracker, *, is_pictured: bool = True
+) -> bool:
     """Writes weights, pictures and result, then hands them to the tracking store. May be done again.
 
     The result comes last in the folder: a run without it is not finished, and resuming it ends here again.
@@ -49,7 +52,7 @@ def finish(finished: Run, spec: sp.Spec, model: ModelVersion, tracker: MlflowTra
     """
     is_told = False
     try:
-        artifacts = _write_artifacts(spec, finished, model)
+        artifacts = _write_artifacts(spec, finished, model, is_pictured=is_pictured)
         with observing():
             for path, place in artifacts:
                 tracker.artifact(path, place)
@@ -101,22 +104,25 @@ def run_of(
     )
 
 
-def _write_artifacts(spec: sp.Spec, finished: Run, model: ModelVersion) -> list[tuple[Path, str | None]]:
+def _write_artifacts(
+    spec: sp.Spec, finished: Run, model: ModelVersion, *, is_pictured: bool
+) -> list[tuple[Path, str | None]]:
     """Final weights and plots into the run's folder; (file, folder in the store) of all that the store keeps."""
-    from atoll.data import open_data
     from atoll.experiment.modelling import shape_of
-    from atoll.experiment.wiring import source_of
     from atoll.models.checkpoint import save_version
 
     folder = Path(finished.folder)
-    shape = shape_of(spec, open_data(source_of(spec)).shape)
+    shape = shape_of(spec, data_of(spec).shape)
     save_version(folder / "model.safetensors", model, shape)
+    kept: list[tuple[Path, str | None]]
+    kept = [(folder / name, None) for name in ("spec.yaml", TIMELINE_FILE, "model.safetensors")]
+    if not is_pictured:
+        return kept
     metric = spec.stop.target.metric if spec.stop.target else spec.evaluation.metrics[-1]
     pictures = plots(
         finished.history(), folder / "plots", metric=f"eval/{metric}", title=spec.name, **_timeline_facts(folder)
     )
-    kept = ("spec.yaml", TIMELINE_FILE, "model.safetensors")
-    return [(folder / name, None) for name in kept] + [(path, "plots") for path in pictures.values()]
+    return kept + [(path, "plots") for path in pictures.values()]
 
 
 def _timeline_facts(folder: Path) -> dict[str, Any]:

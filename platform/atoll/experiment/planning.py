@@ -11,16 +11,16 @@ from typing import Any
 
 from atoll import __version__
 from atoll import spec as sp
-from atoll.data import ClientData, open_data
+from atoll.data import ClientData
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import ClusterSize, cluster_inputs, cluster_problems, cluster_sizes, clustering_of
 from atoll.experiment.modelling import lanes_of, memory_problems, shape_of
+from atoll.experiment.opened import data_of
 from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import (
     grid_of,
     population_of,
     schedule_of,
-    source_of,
     tasks_per_step,
     weighting_of,
 )
@@ -143,7 +143,7 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
         >>> report.summary.virtual_hours  # doctest: +SKIP
     """
     resolved = as_spec(spec, overrides)
-    data = open_data(source_of(resolved))
+    data = data_of(resolved)
     shape = shape_of(resolved, data.shape)
     problems = _evaluation_problems(resolved, data) + split_problems(resolved, data)
     if problems := [*problems, *memory_problems(resolved, data.shape), *cluster_problems(resolved, data)]:

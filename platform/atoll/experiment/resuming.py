@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from atoll import spec as sp
-from atoll.data import open_data
 from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.experiment.birth import Birth, born, differences
+from atoll.experiment.opened import data_of
 from atoll.experiment.places import check_device
 from atoll.experiment.planning import PlanReport, plan
 from atoll.experiment.records import JOURNAL_FILE, TOLD
 from atoll.experiment.storing import store_in
-from atoll.experiment.wiring import source_of
 from atoll.runtime.store import Journal
 from atoll.tracking import absolute_uri, lower_is_better
 
@@ -79,7 +78,7 @@ def check_resumption(folder: Path, change: sp.Spec | Sequence[str], *, force: bo
         # Its stop may have become longer since.
         begun_with = sp.parse(json.loads(journal.get("spec") or "null") or old.spec)
         spec = change if isinstance(change, sp.Spec) else sp.parse(sp.to_dict(begun_with), change)
-        new = born(spec, open_data(source_of(spec)), old.run_key, old.arm, old.parent_run_id)
+        new = born(spec, data_of(spec), old.run_key, old.arm, old.parent_run_id)
         fatal, forceable = differences(old, new, old_spec, spec)
         fatal += _stop_problems(journal, spec, begun_with)
         if spec.runtime.store != begun_with.runtime.store:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from atoll import spec as sp
-from atoll.data import open_data
 from atoll.errors import Problem, SpecError
 from atoll.experiment.birth import born
+from atoll.experiment.opened import data_of, opened_once
 from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import SpecLike, as_spec, plan
 from atoll.experiment.records import (
@@ -32,7 +32,6 @@ from atoll.experiment.records import (
 )
 from atoll.experiment.resuming import check_resumption
 from atoll.experiment.storing import RunStore, check_store, store_in, store_of
-from atoll.experiment.wiring import source_of
 from atoll.experiment.working import Ended, Work, begin_work, work
 from atoll.tracking import absolute_uri, preflight
 
@@ -98,6 +97,7 @@ class Wanted:
         arm: its arm in a comparison.
         parent_run_id: MLflow run of the comparison.
         again: what a person is to resume after a stop; the run itself if None.
+        is_pictured: whether it gets pictures of its own; one of very many is seen in the report of all.
     """
 
     folder: Path | None
@@ -106,6 +106,7 @@ class Wanted:
     arm: str = ""
     parent_run_id: str | None = None
     again: Path | None = None
+    is_pictured: bool = True
 
 
 def run_together(
@@ -130,7 +131,7 @@ def run_together(
         SpecError, PlanError: one of them is refused; none has trained then.
         FencedError: another process works on one of them.
     """
-    with ExitStack() as locks:
+    with opened_once(), ExitStack() as locks:
         found = [_undertake(one, locks, Path(runs_folder)) for one in wanted]
         todo = [number for number, one in enumerate(found) if isinstance(one, Work)]
 
@@ -176,7 +177,7 @@ def _undertake(wanted: Wanted, locks: ExitStack, runs_folder: Path) -> Run | Wor
     spec, folder = pinned(wanted.spec), wanted.folder
     check_store(spec)
     if folder is not None and _there(spec, folder, wanted.store_key or folder.name).is_begun():
-        return _go_on(folder, spec, locks, again=wanted.again)
+        return _go_on(folder, spec, locks, again=wanted.again, is_pictured=wanted.is_pictured)
     report = plan(spec)
     preflight(spec.tracking.uri)
     check_places(spec, runs_folder)
@@ -187,14 +188,14 @@ def _undertake(wanted: Wanted, locks: ExitStack, runs_folder: Path) -> Run | Wor
     store.prepare()
     # Not the folder's name: another run may get that later, and must not be taken for this one by the tracking store.
     run_key = f"{key}-{secrets.token_hex(4)}"
-    birth = born(spec, open_data(source_of(spec)), run_key, wanted.arm, wanted.parent_run_id)
+    birth = born(spec, data_of(spec), run_key, wanted.arm, wanted.parent_run_id)
     with ExitStack() as own:
         own.enter_context(only_one(folder))
         if not store.is_begun():
             locks.push(own.pop_all())
-            return begin_work(folder, spec, report, birth, again=wanted.again)
+            return begin_work(folder, spec, report, birth, again=wanted.again, is_pictured=wanted.is_pictured)
     # Another process has begun it while this one planned.
-    return _go_on(folder, spec, locks, again=wanted.again)
+    return _go_on(folder, spec, locks, again=wanted.again, is_pictured=wanted.is_pictured)
 
 
 def _there(spec: sp.Spec, folder: Path, key: str) -> RunStore:
@@ -248,7 +249,7 @@ def resume(
     if (folder / COMPARISON_FILE).is_file():
         hint = "atoll.experiment.resume_comparison goes on with all of it; or name one of its runs"
         raise SpecError([Problem("run", repr(str(run)), "a single run", "this is a comparison", hint)])
-    with ExitStack() as locks:
+    with opened_once(), ExitStack() as locks:
         found = _go_on(folder, overrides, locks, force=force)
         return _only(work([found], session, _single(on_progress))) if isinstance(found, Work) else found
 
@@ -260,6 +261,7 @@ def _go_on(
     *,
     force: bool = False,
     again: Path | None = None,
+    is_pictured: bool = True,
 ) -> Run | Work:
     locks.enter_context(only_one(folder))
     found = check_resumption(folder, change, force=force)
@@ -269,7 +271,7 @@ def _go_on(
         check_places(spec, folder)
     if found.is_complete and (folder / RESULT_FILE).is_file() and not (found.has_untold or found.is_moved):
         return read_result(folder)
-    return begin_work(folder, spec, found.report, found.birth, found, again=again)
+    return begin_work(folder, spec, found.report, found.birth, found, again=again, is_pictured=is_pictured)
 
 
 def new_folder(spec: sp.Spec, root: Path) -> Path:

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll import spec as sp
-from atoll.data import open_data
 from atoll.errors import AtollError, ClientWorkError, FencedError, InfrastructureError, Interrupted
 from atoll.experiment.birth import Birth
 from atoll.experiment.finishing import finish, observing, run_of
+from atoll.experiment.opened import data_of
 from atoll.experiment.planning import PlanReport
 from atoll.experiment.records import RESULT_FILE, TOLD, Run, short
 from atoll.experiment.resuming import Resumption
 from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import store_in
-from atoll.experiment.wiring import source_of
 from atoll.runtime.store import Commit, Journal, LocalFiles
 from atoll.tracking import MlflowTracker, RunInfo, flatten_params, summary_tags
 
@@ -50,6 +49,7 @@ class Work:
         is_over: all its steps are done.
         is_comparable: nothing that decides bits was forced.
         again: what a person is to resume after a stop.
+        is_pictured: whether it gets pictures of its own.
     """
 
     folder: Path
@@ -62,6 +62,7 @@ class Work:
     is_over: bool
     is_comparable: bool
     again: Path
+    is_pictured: bool = True
 
     def journal(self) -> Journal:
         """The run's journal, claimed."""
@@ -82,6 +83,7 @@ def begin_work(
     resumed: Resumption | None = None,
     *,
     again: Path | None = None,
+    is_pictured: bool = True,
 ) -> Work:
     """Writes into the journal what the run is, finds or makes its MLflow run.
 
@@ -92,6 +94,7 @@ def begin_work(
         birth: what the run was begun with.
         resumed: how it stands, where it goes on.
         again: what a person is to resume after a stop; the run itself if None.
+        is_pictured: whether it gets pictures of its own.
     """
     is_comparable = resumed is None or resumed.is_comparable
     store_bytes = store_bytes_of(report) if report is not None else 0 if resumed is None else resumed.store_bytes
@@ -111,7 +114,8 @@ def begin_work(
         journal.commit(Commit(meta=meta))
         run_id = _tracked(journal, tracker, info, may_wait=resumed is not None or birth.parent_run_id is not None)
     LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
-    return Work(folder, spec, birth, store_bytes, info, tracker, run_id, is_over, is_comparable, again or folder)
+    more = (is_over, is_comparable, again or folder, is_pictured)
+    return Work(folder, spec, birth, store_bytes, info, tracker, run_id, *more)
 
 
 def _tracked(journal: Journal, tracker: MlflowTracker, info: RunInfo, *, may_wait: bool) -> str:
@@ -212,7 +216,7 @@ def _ended(one: Work, outcome: Outcome) -> Ended:
             run_id = one.tracker.start(one.info)  # where the service was away at the start
         uri, arm = one.spec.tracking.uri, one.birth.arm
         finished = run_of(one.spec, outcome, one.folder, run_id, uri, arm, is_comparable=one.is_comparable)
-        if finish(finished, one.spec, outcome.model, one.tracker):
+        if finish(finished, one.spec, outcome.model, one.tracker, is_pictured=one.is_pictured):
             with closing(one.journal()) as journal:
                 journal.commit(Commit(meta={TOLD: "yes"}))
     except FencedError:
@@ -248,7 +252,7 @@ def _with_advice(error: BaseException, one: Work) -> BaseException:
 def _run_info(spec: sp.Spec, birth: Birth) -> RunInfo:
     from atoll.experiment.modelling import lanes_of, shape_of
 
-    lanes = lanes_of(spec, shape_of(spec, open_data(source_of(spec)).shape))
+    lanes = lanes_of(spec, shape_of(spec, data_of(spec).shape))
     tags = summary_tags(birth.arm, spec.seed) | {"fl.spec_digest": sp.digest(spec)}
     params = flatten_params(sp.to_dict(spec)) | {"lanes": str(lanes)}
     experiment = spec.tracking.experiment or spec.name
