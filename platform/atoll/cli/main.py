@@ -19,7 +19,7 @@ from atoll.cli import export, upkeep
 from atoll.errors import AtollError, Interrupted, Problem, SpecError
 
 if TYPE_CHECKING:
-    from atoll.experiment import ComparisonRun, Run
+    from atoll.experiment import ComparisonRun, EnsembleRun, Run
 
 __all__ = ["app", "main"]
 
@@ -57,13 +57,20 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Plan only, no training: duration, staleness, waste, blocks, memory."""
-    from atoll.cli import show
-    from atoll.experiment import as_spec
+    from atoll.cli import show, show_ensemble
+    from atoll.experiment import as_spec, plan_ensemble
     from atoll.experiment import plan as make_plan
     from atoll.spec import arms
 
+    resolved = as_spec(config, overrides or ())
+    if resolved.ensemble is not None:
+        planned = plan_ensemble(resolved)
+        show_ensemble.plan(planned)
+        if as_json:
+            _echo_object(planned.as_dict())
+        return
     reports = {}
-    for arm, seed, spec in arms(as_spec(config, overrides or ())):
+    for arm, seed, spec in arms(resolved):
         reports[f"{arm} seed {seed}" if arm else spec.name] = make_plan(spec)
     show.plans(reports)
     if as_json:
@@ -81,12 +88,17 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment here; where it names arms to compare, run them all and print the ratios."""
+    """Run an experiment here; where it names arms to compare, or an ensemble, run them all and compare."""
     from atoll.cli import show
-    from atoll.experiment import as_spec, run_comparison
+    from atoll.experiment import as_spec, run_comparison, run_ensemble
     from atoll.experiment import run as run_one
 
     spec = as_spec(config, overrides or ())
+    if spec.ensemble is not None:
+        with _stopping(), show.live() as display:
+            joined = run_ensemble(spec, key=key, on_group=display.begin_group)
+        _tell_ensemble(joined, as_json)
+        return
     if spec.comparison is not None:
         with _stopping(), show.live() as display:
             compared = run_comparison(spec, key=key, on_run=display.begin)
@@ -99,7 +111,7 @@ def run(
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="Folder, run id or name of a run, or the folder of a comparison.")],
+    run: Annotated[str, typer.Argument(help="Folder, run id or name of a run, or the folder of several.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="A longer stop (stop.server_steps=900), tracking, workers."),
@@ -114,24 +126,29 @@ def resume(
 ) -> None:
     """Go on exactly where a run stopped, whatever stopped it; or make a finished run longer."""
     from atoll.cli import show
-    from atoll.experiment import find_folder, resume_comparison
+    from atoll.experiment import find_folder, resume_comparison, resume_ensemble
     from atoll.experiment import resume as resume_one
-    from atoll.experiment.records import COMPARISON_FILE
+    from atoll.experiment.records import COMPARISON_FILE, is_ensemble
 
     folder = find_folder(run)
+    if not (folder / COMPARISON_FILE).is_file():
+        with _stopping(), show.live() as display:
+            note = display.begin_named(folder.name)
+            finished = resume_one(folder, *(overrides or ()), force=force, on_progress=note)
+        _tell_run(finished, as_json)
+        return
+    if overrides or force:
+        rule, hint = "no change to several runs at once", "resume one of its runs, or begin anew"
+        raise SpecError([Problem("resume", " ".join(overrides or ["--force"]), rule, "", hint)])
     with _stopping(), show.live() as display:
-        if (folder / COMPARISON_FILE).is_file():
-            if overrides or force:
-                rule, hint = "no change to a comparison", "resume one of its runs, or begin a new one"
-                raise SpecError([Problem("resume", " ".join(overrides or ["--force"]), rule, "", hint)])
-            compared = resume_comparison(folder, on_run=display.begin)
+        if is_ensemble(folder):
+            joined, compared = resume_ensemble(folder, on_group=display.begin_group), None
         else:
-            compared = None
-            finished = resume_one(folder, *(overrides or ()), force=force, on_progress=display.begin_named(folder.name))
+            joined, compared = None, resume_comparison(folder, on_run=display.begin)
+    if joined is not None:
+        _tell_ensemble(joined, as_json)
     if compared is not None:
         _tell_comparison(compared, as_json)
-    else:
-        _tell_run(finished, as_json)
 
 
 class _Stopped(AtollError):
@@ -165,6 +182,16 @@ def _tell_comparison(compared: ComparisonRun, as_json: bool) -> None:
     show.address(compared.runs[0].tracking_uri, compared.runs[0].experiment)
     if as_json:
         _echo_object(outcome_dict(compared))
+
+
+def _tell_ensemble(joined: EnsembleRun, as_json: bool) -> None:
+    from atoll.cli import show, show_ensemble
+
+    show_ensemble.judgement(joined.judgement)
+    show.files(joined.html, joined.csv)
+    show.address(joined.tracking_uri, joined.experiment)
+    if as_json:
+        _echo_object(joined.as_dict())
 
 
 @app.command()

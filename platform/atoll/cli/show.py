@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from atoll.spec import Spec
     from atoll.tracking import Comparison
 
-__all__ = ["Display", "address", "byte_text", "clusters", "comparison", "live", "plans", "run"]
+__all__ = ["Display", "address", "byte_text", "clusters", "comparison", "files", "live", "plans", "run"]
 
 _console = Console(highlight=False)
+#: shown beside the bar, in this order
+_METRICS = ("loss", "accuracy", "auc", "normalized_entropy")
 
 
 class Display:
@@ -37,7 +39,21 @@ class Display:
         """A line for a run whose length is not known yet."""
         return self._line(label, 0)
 
-    def _line(self, label: str, steps: int) -> Callable[[dict[str, float]], None]:
+    def begin_group(
+        self, label: str, runs: Sequence[tuple[str, Spec]]
+    ) -> Callable[[Sequence[Mapping[str, float]]], None]:
+        """A line for each of several runs that go on at the same time; returns what to call with figures of each."""
+        self._progress.console.print(f"{label}: {len(runs)} {'models' if len(runs) > 1 else 'model'}")
+        lines = [self._line(f"  {name}", spec.stop.server_steps) for name, spec in runs]
+
+        def update(figures: Sequence[Mapping[str, float]]) -> None:
+            for line, found in zip(lines, figures, strict=True):
+                if found:
+                    line(found)
+
+        return update
+
+    def _line(self, label: str, steps: int) -> Callable[[Mapping[str, float]], None]:
         task = self._progress.add_task(label, total=steps, figures="starting …")
 
         def update(figures: Mapping[str, float]) -> None:
@@ -52,9 +68,7 @@ def _figures(figures: Mapping[str, float]) -> str:
     if "sim/hours" in figures:
         parts.append(f"{figures['sim/hours']:.2f} virtual h, {figures['sim/client_updates']:,.0f} client updates")
         parts.append(f"{figures.get('wall_updates_per_s', 0):,.0f}/s")
-    parts += [
-        f"{name} {figures[f'eval/{name}']:.4f}" for name in ("loss", "accuracy", "auc") if f"eval/{name}" in figures
-    ]
+    parts += [f"{name} {figures[f'eval/{name}']:.4f}" for name in _METRICS if f"eval/{name}" in figures]
     return " · ".join(parts) or "starting …"
 
 
@@ -176,6 +190,11 @@ def comparison(found: Comparison, html: str, csv: str) -> None:
     from atoll.tracking import to_table
 
     _console.print(to_table(found))
+    files(html, csv)
+
+
+def files(html: str, csv: str) -> None:
+    """Where a report lies."""
     _console.print(f"Report: {html}\nTable:  {csv}", soft_wrap=True)
 
 
