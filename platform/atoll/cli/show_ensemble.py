@@ -34,14 +34,15 @@ def judgement(found: Judgement) -> None:
 
 
 def plan(planned: EnsemblePlan) -> None:
-    """Every model that would be trained, what joins them, and the clusters of each ensemble."""
-    table = Table(
-        title="Plan of the ensemble: simulated, nothing trained yet", title_justify="left", box=SIMPLE, pad_edge=False
-    )
+    """Every model that would be trained with the first seed, what joins them, and the clusters of each ensemble."""
+    seeds = list(dict.fromkeys(arm.seed for arm in planned.study.arms))
+    others = "" if len(seeds) == 1 else f"; as many with seed {', '.join(map(str, seeds[1:]))}"
+    title = f"Plan of the ensemble, seed {seeds[0]}{others}: simulated, nothing trained yet"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("model", min_width=22, overflow="fold")
     for head in ("server\nsteps", "client\nupdates", "virtual\nhours", "bytes", "plan digest"):
         table.add_column(head, justify="right", no_wrap=True)
-    for member in planned.study.members:
+    for member in (member for member in planned.study.members if member.seed == seeds[0]):
         report = planned.reports[member.name]
         summary = report.summary
         cells = [f"{member.spec.stop.server_steps:,}", f"{summary.client_updates:,}", f"{summary.virtual_hours:.2f}"]
@@ -51,7 +52,8 @@ def plan(planned: EnsemblePlan) -> None:
     arms.add_column("arm: models", min_width=22, overflow="fold")
     for head in ("client\nupdates", "on a\ndevice", "in all", "over-arch", "fitted on"):
         arms.add_column(head, justify="right", no_wrap=True)
-    for arm in planned.study.arms:
+    first = [arm for arm in planned.study.arms if arm.seed == seeds[0]]
+    for arm in first:
         reports = [planned.reports[name] for name in arm.members]
         ensemble = arm.spec.ensemble
         kind, fit = ("", "") if ensemble is None else (ensemble.over_arch.kind, ensemble.fit.kind)
@@ -59,10 +61,10 @@ def plan(planned: EnsemblePlan) -> None:
         cells += [show.byte_text(max(report.model_bytes for report in reports))]
         cells += [show.byte_text(sum(report.model_bytes for report in reports)), kind.replace("_", " ")]
         cells.append("nothing" if kind in ("mean", "median") else {"server": "server rows"}.get(fit, fit))
-        arms.add_row(escape(f"{arm.name}: {len(reports)}"), *cells)
+        arms.add_row(escape(f"{arm.label}: {len(reports)}"), *cells)
     _console.print(arms)
     told = set()
-    for arm in planned.study.arms:
+    for arm in first:
         sizes = planned.reports[arm.members[0]].clusters
         if arm.role == "ensemble" and sizes and sizes not in told:
             told.add(sizes)
