@@ -1,12 +1,20 @@
-"""Clients of two groups, for ensembles that are judged without being trained."""
+"""Clients of two groups, and ensembles that are judged without being trained."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from atoll.data.table import ClientTable, client_table
+from atoll import spec as sp
+from atoll.data import ClientData, ClientTable, client_table, open_data
+from atoll.experiment.modelling import first_version
+from atoll.experiment.study import Study
+from atoll.experiment.wiring import source_of
+from atoll.messages import ModelVersion
+from tiny_kit import tiny
 
-__all__ = ["grouped"]
+__all__ = ["data_of", "ensemble_spec", "grouped", "trained"]
 
 
 def grouped(clients: int = 60, rows: int = 8) -> ClientTable:
@@ -25,3 +33,37 @@ def grouped(clients: int = 60, rows: int = 8) -> ClientTable:
         holdout_fraction=0.25,
         attributes={"group": {number: "red" if number % 2 == 0 else "blue" for number in range(clients)}},
     )
+
+
+_OPENED: dict[str, ClientData] = {}
+
+
+def data_of(spec: sp.Spec) -> ClientData:
+    name = repr(source_of(spec))
+    if name not in _OPENED:
+        _OPENED[name] = open_data(source_of(spec))
+    return _OPENED[name]
+
+
+def ensemble_spec(**sections: Any) -> sp.Spec:
+    base: dict[str, Any] = {
+        "clusters": {"kind": "attribute", "column": "group"},
+        "ensemble": {"over_arch": {"kind": "logistic"}, "resamples": 100},
+        "evaluation": {"metrics": ["loss", "auc"], "server_share": 0.4, "split": "unseen"},
+        "comparison": {"seeds": [1, 2], "baseline": "a", "arms": {"a": {}}},
+        "data": {"kind": "custom", "factory": "judging_kit:grouped"},
+        "population": {"size": "data"},
+        "schedule": {"kind": "async", "concurrency": 4, "buffer_goal": 2},
+    }
+    return sp.parse(tiny(**{**base, **sections}))
+
+
+def trained(study: Study) -> dict[str, ModelVersion]:
+    """Weights in place of trained ones: the first version, moved by a keyed step of its own for every member."""
+    found = {}
+    for number, member in enumerate(study.members):
+        first = first_version(member.spec, data_of(member.spec).shape)
+        draw = np.random.default_rng(number)
+        dense = first.dense + draw.normal(size=first.dense.size).astype(np.float32) * np.float32(0.3)
+        found[member.name] = ModelVersion(7, dense, first.tables)
+    return found

@@ -25,6 +25,7 @@ from atoll.data import (
     Dirichlet,
     Flights,
     Iid,
+    LeafOutputsSource,
     LogNormalExamples,
     Movielens,
     ParquetSource,
@@ -37,6 +38,7 @@ from atoll.data import (
     movielens,
     open_data,
 )
+from atoll.data.leaf_outputs import leaf_outputs_table, save_leaf_outputs
 
 
 def _rows(rows: int = 400) -> dict[str, np.ndarray]:
@@ -70,6 +72,17 @@ def _custom_factory(task: str) -> ClientData:
     return client_table(x, y, client, task=task, c=c, categories=sizes, unseen=[1, 2], holdout_fraction=0.3)
 
 
+def _leaf_outputs(folder: Path) -> DataSource:
+    rows = _rows()
+    base = client_table(rows["x"], rows["y"] % 2, rows["client"], task="binary", unseen=[1, 2], holdout_fraction=0.3)
+    counts, width = base.counts(), rows["x"].shape[1]
+    blocks = [base.gather(np.array([who]), np.arange(count)[None]) for who, count in enumerate(counts)]
+    x, y = (np.concatenate([block[name][0] for block in blocks]) for name in ("x", "y"))
+    digest, arrays = leaf_outputs_table("rows", x, y, counts, base.held_out(), np.zeros(width), np.ones(width))
+    save_leaf_outputs(folder / "outputs.npz", arrays)
+    return LeafOutputsSource(str(folder / "outputs.npz"), digest)
+
+
 def _movielens(folder: Path) -> DataSource:
     movielens_kit.write_some(folder)
     return Movielens(history=3, user_id=True, unseen_fraction=0.2, path=str(folder))
@@ -90,6 +103,7 @@ SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "synthetic full": lambda _: SyntheticSource(
         10**8, 5, 3, (7, 10**6), LogNormalExamples(6, 1.0, 40), 0.5, 0.5, holdout_clients=9, holdout_examples=4
     ),
+    "leaf outputs": _leaf_outputs,
     "custom": lambda _: CustomSource("custom_factory_for_tests:make", {"task": "multiclass"}),
 }
 

@@ -13,6 +13,7 @@ from atoll.data.sources import (
     CustomSource,
     DataSource,
     Flights,
+    LeafOutputsSource,
     Movielens,
     ParquetSource,
     Shakespeare,
@@ -66,6 +67,10 @@ def open_data(source: DataSource) -> ClientData:
             from atoll.data.synthetic import open_synthetic
 
             return open_synthetic(source)
+        case LeafOutputsSource():
+            from atoll.data.leaf_outputs import open_leaf_outputs
+
+            return open_leaf_outputs(source)
         case CustomSource():
             return _open_custom(source)
 

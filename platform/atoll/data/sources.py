@@ -19,6 +19,7 @@ __all__ = [
     "Dirichlet",
     "Flights",
     "Iid",
+    "LeafOutputsSource",
     "LogNormalExamples",
     "Movielens",
     "ParquetSource",
@@ -228,4 +229,27 @@ class CustomSource:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-DataSource = Flights | Movielens | Shakespeare | ParquetSource | ArraysSource | SyntheticSource | CustomSource
+@dataclass(frozen=True, slots=True)
+class LeafOutputsSource:
+    """What the frozen leaves of an ensemble say of every client's rows, in a file that was written for it.
+
+    Attributes:
+        path: of the file.
+        digest: of its content.
+    """
+
+    # no part of repr: the content is the same wherever it lies
+    path: str = field(repr=False)
+    digest: str
+
+
+DataSource = (
+    Flights
+    | Movielens
+    | Shakespeare
+    | ParquetSource
+    | ArraysSource
+    | SyntheticSource
+    | CustomSource
+    | LeafOutputsSource
+)

@@ -14,6 +14,7 @@ from atoll.data import ClientData
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import Clustering, cluster_problems, clustering_of
 from atoll.experiment.modelling import shape_of
+from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import tasks_per_step
 
 __all__ = ["EnsembleArm", "Member", "Role", "Study", "study_of"]
@@ -119,7 +120,7 @@ def study_of(spec: sp.Spec, data_of: Callable[[sp.Spec], ClientData]) -> Study:
     for arm, seed, one in sp.arms(spec):
         try:
             data = data_of(one)
-            if found := cluster_problems(one, data):
+            if found := [*cluster_problems(one, data), *split_problems(one, data)]:
                 raise SpecError(found)
             building.add(arm, seed, one, data)
         except SpecError as error:

@@ -67,6 +67,8 @@ def source_of(spec: sp.Spec) -> da.DataSource:
             )
         case sp.CustomData():
             return da.CustomSource(data.factory, dict(data.arguments))
+        case sp.LeafOutputsData():
+            return da.LeafOutputsSource(data.path, data.digest)
 
 
 def _partition_of(partition: sp.Partition) -> da.Partition:

@@ -17,6 +17,7 @@ __all__ = [
     "Examples",
     "FlightsData",
     "IidPartition",
+    "LeafOutputsData",
     "LogNormalExamples",
     "MovielensData",
     "ParquetData",
@@ -169,7 +170,22 @@ class CustomData(Section):
     arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of the factory; plain values.")
 
 
+class LeafOutputsData(Section):
+    """What the frozen leaves of an ensemble say of every client's rows; written where an over-arch learns by FL."""
+
+    kind: Literal["leaf_outputs"]
+    path: Text = Field(description="File that was written for it.")
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="SHA-256 of its content.")
+
+
 Data = Annotated[
-    FlightsData | MovielensData | ShakespeareData | ParquetData | ArraysData | SyntheticData | CustomData,
+    FlightsData
+    | MovielensData
+    | ShakespeareData
+    | ParquetData
+    | ArraysData
+    | SyntheticData
+    | CustomData
+    | LeafOutputsData,
     Field(discriminator="kind"),
 ]

@@ -253,6 +253,8 @@ def identity(spec: Spec) -> dict[str, Any]:
     found = {key: value for key, value in to_dict(spec).items() if key not in _OUTSIDE_IDENTITY}
     found["ensemble"] = None  # its members are runs of their own; what joins them changes none of their bits
     found["runtime"] = {key: getattr(spec.runtime, key) for key in _RUNTIME_IDENTITY}
+    if spec.data.kind == "leaf_outputs":
+        del found["data"]["path"]  # the content is the same wherever it lies
     for path, before in _ADDED.items():
         section, field = _section_of(found, path)
         if section.get(field, ...) == before:

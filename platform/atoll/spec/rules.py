@@ -215,7 +215,7 @@ def _columns(data: ParquetData) -> Iterator[Finding]:
 
 def _is_binary(data: Any) -> bool | None:
     """Whether the task is binary; None: not known from the spec."""
-    if data.kind in ("flights", "movielens"):
+    if data.kind in ("flights", "movielens", "leaf_outputs"):
         return True
     if data.kind == "shakespeare":
         return False

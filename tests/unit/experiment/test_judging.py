@@ -13,50 +13,15 @@ import pytest
 
 from atoll import aggregation as agg
 from atoll import spec as sp
-from atoll.data import ClientData, open_data
 from atoll.evaluation import Evaluator, auc, outputs
 from atoll.evaluation.bootstrap import QUALITIES
 from atoll.experiment import splitting
 from atoll.experiment.building import build_evaluator
 from atoll.experiment.judging import Judgement, judge, write_report
-from atoll.experiment.modelling import first_version, lane_model_of
+from atoll.experiment.modelling import lane_model_of
 from atoll.experiment.study import Study, study_of
-from atoll.experiment.wiring import source_of
 from atoll.messages import ModelVersion
-from tiny_kit import tiny
-
-_OPENED: dict[str, ClientData] = {}
-
-
-def data_of(spec: sp.Spec) -> ClientData:
-    name = repr(source_of(spec))
-    if name not in _OPENED:
-        _OPENED[name] = open_data(source_of(spec))
-    return _OPENED[name]
-
-
-def ensemble_spec(**sections: Any) -> sp.Spec:
-    base: dict[str, Any] = {
-        "clusters": {"kind": "attribute", "column": "group"},
-        "ensemble": {"over_arch": {"kind": "logistic"}, "resamples": 100},
-        "evaluation": {"metrics": ["loss", "auc"], "server_share": 0.4, "split": "unseen"},
-        "comparison": {"seeds": [1, 2], "baseline": "a", "arms": {"a": {}}},
-        "data": {"kind": "custom", "factory": "judging_kit:grouped"},
-        "population": {"size": "data"},
-        "schedule": {"kind": "async", "concurrency": 4, "buffer_goal": 2},
-    }
-    return sp.parse(tiny(**{**base, **sections}))
-
-
-def trained(study: Study) -> dict[str, ModelVersion]:
-    """Weights in place of trained ones: the first version, moved by a keyed step of its own for every member."""
-    found = {}
-    for number, member in enumerate(study.members):
-        first = first_version(member.spec, data_of(member.spec).shape)
-        draw = np.random.default_rng(number)
-        dense = first.dense + draw.normal(size=first.dense.size).astype(np.float32) * np.float32(0.3)
-        found[member.name] = ModelVersion(7, dense, first.tables)
-    return found
+from judging_kit import data_of, ensemble_spec, trained
 
 
 def judged(spec: sp.Spec) -> tuple[Study, dict[str, ModelVersion], Judgement]:

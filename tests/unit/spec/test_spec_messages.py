@@ -78,8 +78,8 @@ def messages(*overrides, base=BASE):
         ),
         (
             ["data.kind=flight"],
-            "data.kind: got 'flight'; need one of arrays, custom, flights, movielens, parquet, shakespeare, synthetic. "
-            "Did you mean flights.",
+            "data.kind: got 'flight'; need one of arrays, custom, flights, leaf_outputs, movielens, parquet, "
+            "shakespeare, synthetic. Did you mean flights.",
         ),
         (
             ["clusters={kind: rnadom}"],
