@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from atoll import aggregation as agg
 from atoll import spec as sp
-from atoll.data import ClientData, HeldOut, LeafOutputsSource, open_data
+from atoll.data import Array, ClientData, HeldOut, LeafOutputsSource, open_data
 from atoll.data.leaf_outputs import leaf_outputs_table, read_scaling, save_leaf_outputs
 from atoll.errors import Problem, SpecError
 from atoll.experiment.modelling import lane_model_of, shape_of
@@ -61,47 +61,50 @@ def write_leaf_outputs(
 
     Purity: writes a file.
     """
-    from atoll.evaluation import outputs
-
-    kind = _inputs_of(arm)
     specs = {member.name: member.spec for member in members}
-    leaves: list[tuple[LaneModel, ModelVersion]] = [
-        (lane_model_of(specs[name], data.shape), models[name]) for name in arm.members
-    ]
-    evaluation, digests = arm.spec.evaluation, ", ".join(model_digest(version) for _, version in leaves)
+    leaves = [(lane_model_of(specs[name], data.shape), models[name]) for name in arm.members]
+    kind, evaluation = _inputs_of(arm), arm.spec.evaluation
+    digests = ", ".join(model_digest(version) for _, version in leaves)
     server = f"{evaluation.server_share!r} of {evaluation.split}, seed {arm.spec.seed}"
     story = f"data {data.identity}; {kind} of leaves {digests}; standardised by the server's rows: {server}"
     key = hashlib.sha256(story.encode()).hexdigest()[:16]
     if (found := _there(folder, key)) is not None:
         return found
-
-    def ask(arrays: Mapping[str, npt.NDArray[np.generic]]) -> F64:
-        said = [outputs(model, version, arrays, kind=kind) for model, version in leaves]
-        return np.concatenate(said, axis=1)
-
-    x, y, counts = _training_rows(data, ask)
-    held_out = {name: (ask(part.arrays), part) for name, part in data.held_out().items()}
-    own = ask(server_rows(arm.spec, data).arrays)
-    mean, std = _scaling(own if len(own) else x)
-
-    def scaled(values: F64) -> npt.NDArray[np.float32]:
-        return ((values - mean) / std).astype(np.float32)
-
-    parts = {
-        name: HeldOut({"x": scaled(values), "y": part.arrays["y"]}, part.client, part.train_examples)
-        for name, (values, part) in held_out.items()
-    }
-    bad = sum(
-        int((~np.isfinite(values)).any(1).sum()) for values in (x, *(part.arrays["x"] for part in parts.values()))
-    )
-    if bad:
-        got, why = f"{bad} rows of which a leaf of {arm.name} says NaN or infinity", "Such a leaf has diverged"
-        raise SpecError([Problem("ensemble.fit", got, "finite outputs of leaves", why, "Lower its client.lr")])
-    digest, arrays = leaf_outputs_table(story, scaled(x), y, counts, parts, mean, std)
+    digest, arrays = _asked(arm, data, leaves, story)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"leaf-outputs-{key}-{digest}.npz"
     save_leaf_outputs(path, arrays)
     return LeafOutputsSource(str(path.absolute()), digest)
+
+
+def _asked(
+    arm: EnsembleArm, data: ClientData, leaves: Sequence[tuple[LaneModel, ModelVersion]], story: str
+) -> tuple[str, dict[str, Array]]:
+    """The file's content and its digest."""
+    from atoll.evaluation import outputs
+
+    kind = _inputs_of(arm)
+
+    def ask(arrays: Mapping[str, Array]) -> F64:
+        return np.concatenate([outputs(model, version, arrays, kind=kind) for model, version in leaves], axis=1)
+
+    x, y, counts = _training_rows(data, ask)
+    own = ask(server_rows(arm.spec, data).arrays)
+    mean, std = _scaling(own if len(own) else x)
+
+    def scaled(values: F64) -> Array:
+        return ((values - mean) / std).astype(np.float32)
+
+    held_out = {
+        name: HeldOut({"x": scaled(ask(part.arrays)), "y": part.arrays["y"]}, part.client, part.train_examples)
+        for name, part in data.held_out().items()
+    }
+    everything = (x, *(part.arrays["x"] for part in held_out.values()))
+    bad = sum(int((~np.isfinite(values)).any(axis=1).sum()) for values in everything)
+    if bad:
+        got, why = f"{bad} rows of which a leaf of {arm.name} says NaN or infinity", "Such a leaf has diverged"
+        raise SpecError([Problem("ensemble.fit", got, "finite outputs of leaves", why, "Lower its client.lr")])
+    return leaf_outputs_table(story, scaled(x), y, counts, held_out, mean, std)
 
 
 def over_arch_spec(arm: EnsembleArm, source: LeafOutputsSource) -> sp.Spec:
@@ -188,9 +191,7 @@ def _scaling(values: F64) -> tuple[F64, F64]:
     return mean, np.where(std > 1e-12 * np.maximum(np.abs(mean), 1.0), std, 1.0)
 
 
-def _training_rows(
-    data: ClientData, ask: Callable[[Mapping[str, npt.NDArray[np.generic]]], F64]
-) -> tuple[F64, I64, I64]:
+def _training_rows(data: ClientData, ask: Callable[[Mapping[str, Array]], F64]) -> tuple[F64, I64, I64]:
     """Outputs [R, N · K] and labels [R] of all training rows, client by client, and rows per client [D]."""
     known = data.counts()
     counts = data.num_examples(np.arange(data.num_clients)) if known is None else np.asarray(known)
