@@ -56,8 +56,10 @@ def test_one_that_fails_does_not_take_the_others_down() -> None:
     expected = run_inline(toy_run(SCHEDULES[0]).parts)
     good, bad = toy_run(SCHEDULES[0]), broken(toy_run(SCHEDULES[1]))
     first, second = run_inline_together([good.parts, bad.parts])
-    assert isinstance(second, ClientWorkError) and "no such sensor" in str(second)
-    assert isinstance(first, RunResult) and fixed(first) == fixed(expected)
+    assert isinstance(second, ClientWorkError)
+    assert "no such sensor" in str(second)
+    assert isinstance(first, RunResult)
+    assert fixed(first) == fixed(expected)
 
 
 def test_the_one_that_failed_goes_on_alone_to_the_same_bits() -> None:
@@ -77,7 +79,8 @@ def test_the_one_that_failed_goes_on_alone_to_the_same_bits() -> None:
 
     toy.parts = dataclasses.replace(healthy, make_learner=Later)
     good, bad = run_inline_together([toy_run(SCHEDULES[0]).parts, toy.parts])
-    assert isinstance(good, RunResult) and isinstance(bad, AggregationError)
+    assert isinstance(good, RunResult)
+    assert isinstance(bad, AggregationError)
     assert toy.journal.last_step >= 0, "what it had done is kept"
     assert fixed(run_inline(healthy)) == fixed(expected)
 

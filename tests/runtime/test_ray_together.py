@@ -53,7 +53,9 @@ def test_an_aggregator_each_and_the_bits_of_a_run_alone(
             del kinds[0]
 
     found = run_together(wanted(uri, folder, "disturbed"), session=cluster, on_progress=disturb)
-    assert not kinds and most == len(OTHERS) and middle > 0
+    assert not kinds
+    assert most == len(OTHERS)
+    assert middle > 0
     assert all(isinstance(one, Run) for one in found), found
     assert [facts(one, uri) for one in found if isinstance(one, Run)] == alone
 
@@ -67,11 +69,13 @@ def test_one_that_fails_is_named_and_goes_on_alone(
     asked[1] = Wanted(asked[1].folder, other)
     orders.give("raise fragile")
     found = run_together(asked, session=cluster)
-    assert isinstance(found[1], ClientWorkError) and "no such sensor" in str(found[1])
+    assert isinstance(found[1], ClientWorkError)
+    assert "no such sensor" in str(found[1])
     assert any("atoll resume" in note for note in found[1].__notes__)
     for number in (0, 2):
         one = found[number]
-        assert isinstance(one, Run) and facts(one, uri) == alone[number]
+        assert isinstance(one, Run)
+        assert facts(one, uri) == alone[number]
     orders.withdraw()
     expected = run(sp.parse(sp.to_dict(other), ["runtime={kind: inline, lanes: 4}"]), runs_folder=folder)
     mended = resume(folder / "failing-1", session=cluster)

@@ -28,16 +28,18 @@ from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import check_store
 from atoll.experiment.study import EnsembleArm, Member, Study, study_of
 from atoll.experiment.working import Ended
+from atoll.messages import ModelVersion
 from atoll.models import load_version
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import MlflowTracker, Row, RunInfo, flatten_params, preflight, summary_tags
 
 if TYPE_CHECKING:
+    from atoll.aggregation import OverArch
     from atoll.experiment.judging import Judgement
 
 __all__ = ["EnsemblePlan", "EnsembleRun", "plan_ensemble", "resume_ensemble", "run_ensemble"]
 
-_REPORT_FOLDER = "ensemble"
+_REPORT_FOLDER, _OVER_ARCH_FOLDER = "ensemble", "over-archs"
 #: (what is run now, names of the runs) → a progress callback for them, or none
 OnGroup = Callable[[str, Sequence[tuple[str, sp.Spec]]], Callable[[list[dict[str, float]]], None] | None]
 
@@ -182,10 +184,17 @@ def resume_ensemble(folder: Path, *, on_group: OnGroup | None = None) -> Ensembl
 
 def _run(folder: Path, spec: sp.Spec, planned: EnsemblePlan, on_group: OnGroup | None) -> EnsembleRun:
     tracker = MlflowTracker(spec.tracking.uri, spec.tracking.artifacts)
-    parent_id = begin_parent(folder, spec, tracker, num_runs=len(planned.study.members))
+    num_fits = sum(_is_federated(arm) for arm in planned.study.arms)
+    parent_id = begin_parent(folder, spec, tracker, num_runs=len(planned.study.members) + num_fits)
     try:
-        runs = _train(folder, spec, planned, parent_id, on_group)
-        found = _join(folder, spec, planned.study, runs, parent_id)
+        needs = {member: store_bytes_of(report) for member, report in planned.reports.items()}
+        most = max(sum(needs[member.name] for member in group) for _, group in _groups(planned.study))
+        with session_for(spec, most) as session:
+            shop = _Workshop(folder, parent_id, session, on_group)
+            runs = _train(shop, planned.study)
+            models = _models(folder, planned.study)
+            over_archs = _fit_by_fl(shop, planned.study, models)
+        found = _join(folder, spec, planned.study, runs, models, over_archs, parent_id)
         stamp_ms = _keep(folder, found)
     except BaseException as error:
         with observing():
@@ -196,40 +205,93 @@ def _run(folder: Path, spec: sp.Spec, planned: EnsemblePlan, on_group: OnGroup |
     return found
 
 
-def _train(
-    folder: Path, spec: sp.Spec, planned: EnsemblePlan, parent_id: str, on_group: OnGroup | None
-) -> dict[str, Run]:
-    """Every member, group by group."""
-    groups = _groups(planned.study)
-    needs = {member: store_bytes_of(report) for member, report in planned.reports.items()}
-    most = max(sum(needs[member.name] for member in group) for _, group in groups)
+@dataclass(frozen=True)
+class _Workshop:
+    """Where the runs of an ensemble are worked on.
+
+    Attributes:
+        folder: of the ensemble.
+        parent_id: MLflow run above them.
+        session: shared workers.
+        on_group: told before each group.
+    """
+
+    folder: Path
+    parent_id: str
+    session: Any
+    on_group: OnGroup | None
+
+    def work(self, label: str, runs: Sequence[tuple[str, str, sp.Spec]]) -> dict[str, Ended]:
+        """(folder, arm, spec) of each, all at the same time; how each ended.
+
+        Raises:
+            Interrupted: stopped.
+        """
+        wanted = [
+            Wanted(self.folder / name, spec, f"{self.folder.name}.{name}", arm, self.parent_id, self.folder, False)
+            for name, arm, spec in runs
+        ]
+        note = None if self.on_group is None else self.on_group(label, [(name, spec) for name, _, spec in runs])
+        found = run_together(wanted, on_progress=note, session=self.session, runs_folder=self.folder)
+        if stopped := next((one for one in found if isinstance(one, Interrupted)), None):
+            raise stopped
+        return {name: one for (name, _, _), one in zip(runs, found, strict=True)}
+
+    def finished(self, ended: Mapping[str, Ended]) -> dict[str, Run]:
+        """All of them.
+
+        Raises:
+            MembersFailed: some did not finish.
+            SpecError: one was resumed by force.
+        """
+        failed = {name: one for name, one in ended.items() if not isinstance(one, Run)}
+        if failed:
+            raise _failed(self.folder, failed, len(ended))
+        runs = {name: one for name, one in ended.items() if isinstance(one, Run)}
+        for one in runs.values():
+            check_comparable(one)
+        return runs
+
+
+def _train(shop: _Workshop, study: Study) -> dict[str, Run]:
+    """Every member, group by group; one that fails does not keep the others from finishing."""
     ended: dict[str, Ended] = {}
-    with session_for(spec, most) as session:
-        for label, group in groups:
-            wanted = [
-                Wanted(
-                    folder / one.name,
-                    one.spec,
-                    f"{folder.name}.{one.name}",
-                    one.arm,
-                    parent_id,
-                    again=folder,
-                    is_pictured=False,
-                )
-                for one in group
-            ]
-            note = None if on_group is None else on_group(label, [(one.name, one.spec) for one in group])
-            found = run_together(wanted, on_progress=note, session=session, runs_folder=folder)
-            ended.update(zip((one.name for one in group), found, strict=True))
-            if stopped := next((one for one in found if isinstance(one, Interrupted)), None):
-                raise stopped
-    failed = {name: one for name, one in ended.items() if not isinstance(one, Run)}
-    if failed:
-        raise _failed(folder, failed, len(ended))
-    runs = {name: one for name, one in ended.items() if isinstance(one, Run)}
-    for one in runs.values():
-        check_comparable(one)
-    return runs
+    for label, group in _groups(study):
+        ended |= shop.work(label, [(one.name, one.arm, one.spec) for one in group])
+    return shop.finished(ended)
+
+
+def _models(folder: Path, study: Study) -> dict[str, ModelVersion]:
+    """Member → its final weights."""
+    return {
+        member.name: load_version(
+            folder / member.name / "model.safetensors", shape_of(member.spec, data_of(member.spec).shape)
+        )
+        for member in study.members
+    }
+
+
+def _is_federated(arm: EnsembleArm) -> bool:
+    return arm.spec.ensemble is not None and isinstance(arm.spec.ensemble.fit, sp.FederatedFit)
+
+
+def _fit_by_fl(shop: _Workshop, study: Study, models: Mapping[str, ModelVersion]) -> dict[str, OverArch]:
+    """Over-archs that clients fit, the leaves frozen: ordinary runs too, all at the same time."""
+    arms = [arm for arm in study.arms if _is_federated(arm)]
+    if not arms:
+        return {}
+    from atoll.experiment.federated_fit import over_arch_from, over_arch_spec, write_leaf_outputs
+
+    place = shop.folder / _OVER_ARCH_FOLDER
+    sources = {arm.name: write_leaf_outputs(arm, study.members, data_of(arm.spec), models, place) for arm in arms}
+    specs = {f"over-arch-{arm.name}": over_arch_spec(arm, sources[arm.name]) for arm in arms}
+    runs = [(name, arm.label, spec) for arm, (name, spec) in zip(arms, specs.items(), strict=True)]
+    shop.finished(shop.work("over-archs", runs))
+    found = {}
+    for arm, (name, spec) in zip(arms, specs.items(), strict=True):
+        version = load_version(shop.folder / name / "model.safetensors", shape_of(spec, data_of(spec).shape))
+        found[arm.name] = over_arch_from(version, arm, sources[arm.name])
+    return found
 
 
 def _groups(study: Study) -> list[tuple[str, list[Member]]]:
@@ -261,18 +323,20 @@ def _failed(folder: Path, failed: Mapping[str, BaseException], total: int) -> Me
 # ---- join -----------------------------------------------------------------------------------------------------------
 
 
-def _join(folder: Path, spec: sp.Spec, study: Study, runs: Mapping[str, Run], parent_id: str) -> EnsembleRun:
+def _join(
+    folder: Path,
+    spec: sp.Spec,
+    study: Study,
+    runs: Mapping[str, Run],
+    models: Mapping[str, ModelVersion],
+    over_archs: Mapping[str, OverArch],
+    parent_id: str,
+) -> EnsembleRun:
     """Over-archs, metrics, intervals, report: a pure function of the members' models."""
     from atoll.experiment.judging import judge, write_report
 
-    models = {
-        member.name: load_version(
-            folder / member.name / "model.safetensors", shape_of(member.spec, data_of(member.spec).shape)
-        )
-        for member in study.members
-    }
     updates = {name: one.client_updates for name, one in runs.items()}
-    judgement = judge(study, data_of, models, updates)
+    judgement = judge(study, data_of, models, updates, over_archs)
     html, csv = write_report(judgement, folder / _REPORT_FOLDER, spec.name)
     uri, experiment = spec.tracking.uri, spec.tracking.experiment or spec.name
     return EnsembleRun(str(folder), judgement, dict(runs), str(html), str(csv), parent_id, uri, experiment)

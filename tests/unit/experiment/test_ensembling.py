@@ -180,3 +180,29 @@ def test_over_archs_are_never_measured_on_what_they_were_fitted_on(uri: str, tmp
     arm = found.judgement.as_dict()["arms"]["ensemble-s3"]
     assert arm["test_rows"] == test.num_rows
     assert arm["test_clients"] == len(np.unique(test.client))
+
+
+def test_clients_fit_the_over_arch_when_the_server_has_no_data(uri: str, tmp_path: Path) -> None:
+    """Leaves frozen; every arm's over-arch is an ordinary run, begun once, and the rest is as with the server's rows."""
+    fit = {
+        "kind": "federated",
+        "client": {"lr": 0.5, "batch_size": 8},
+        "schedule": {"kind": "async", "concurrency": 8, "buffer_goal": 4},
+        "aggregation": {"kind": "fedbuff"},
+        "stop": {"server_steps": 20},
+    }
+    ensemble = {"over_arch": {"kind": "logistic"}, "fit": fit, "controls": CONTROLS, "resamples": 0}
+    evaluation = {**EVALUATION, "server_share": 0.0}
+    spec = spec_of(uri, ensemble=ensemble, evaluation=evaluation)
+    found = atoll.run_ensemble(spec, key="fel", runs_folder=tmp_path)
+    arm = found.judgement.as_dict()["arms"]["ensemble-s3"]
+    weights = np.array(arm["over_arch"]["arrays"]["layer0.weight"])
+    assert weights.shape == (1, 3)
+    assert np.abs(weights).max() > 0
+    assert {path.name for path in (tmp_path / "fel").glob("over-arch-*")} == {
+        "over-arch-ensemble-s3", "over-arch-single-s3",
+    }  # fmt: skip
+    rows = told(uri, found)
+    again = resume_ensemble(tmp_path / "fel")
+    assert again.judgement.as_dict() == found.judgement.as_dict()
+    assert told(uri, again) == rows

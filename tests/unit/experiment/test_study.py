@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tiny_kit import tiny
 
 from atoll import spec as sp
 from atoll.data import open_data
@@ -11,6 +10,7 @@ from atoll.errors import SpecError
 from atoll.experiment.modelling import shape_of
 from atoll.experiment.study import Study, study_of
 from atoll.experiment.wiring import source_of, tasks_per_step
+from tiny_kit import tiny
 
 RANDOM = {"kind": "random", "count": 3}
 VOLUME = {"kind": "data_volume", "count": 3}
@@ -34,7 +34,8 @@ def test_a_leaf_is_the_run_that_it_is_alone() -> None:
         alone = sp.parse(tiny(clusters={**VOLUME, "only": leaf.cluster}, **JOINED))
         assert sp.digest(alone) == sp.digest(leaf.spec)
         assert leaf.spec.stop == alone.stop
-        assert leaf.spec.ensemble is None and leaf.spec.comparison is None
+        assert leaf.spec.ensemble is None
+        assert leaf.spec.comparison is None
         assert leaf.spec.name == f"tiny-{leaf.name}"
 
 
@@ -52,7 +53,8 @@ def test_controls_have_the_device_budget_or_the_updates_or_the_capacity() -> Non
         by_role(found, role) for role in ("leaf", "single", "equal_updates", "large")
     )
     data = open_data(source_of(leaves[0].spec))
-    assert single.spec.stop == leaves[0].spec.stop and single.spec.clusters.kind == "single"
+    assert single.spec.stop == leaves[0].spec.stop
+    assert single.spec.clusters.kind == "single"
     updates = sum(leaf.spec.stop.server_steps * tasks_per_step(leaf.spec) for leaf in leaves)
     assert equal.spec.stop.server_steps * tasks_per_step(equal.spec) == updates
     assert large.spec.stop.server_steps == equal.spec.stop.server_steps
