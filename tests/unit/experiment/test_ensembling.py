@@ -183,7 +183,7 @@ def test_over_archs_are_never_measured_on_what_they_were_fitted_on(uri: str, tmp
 
 
 def test_clients_fit_the_over_arch_when_the_server_has_no_data(uri: str, tmp_path: Path) -> None:
-    """Leaves frozen; every arm's over-arch is an ordinary run, begun once, and the rest is as with the server's rows."""
+    """Leaves frozen; the over-arch of every arm is an ordinary run, begun once."""
     fit = {
         "kind": "federated",
         "client": {"lr": 0.5, "batch_size": 8},
