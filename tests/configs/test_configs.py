@@ -10,7 +10,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from atoll import spec as sp
-from atoll.experiment import plan
+from atoll.data import open_data
+from atoll.errors import SpecError
+from atoll.experiment import plan, plan_ensemble
+from atoll.experiment.wiring import source_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
@@ -30,6 +33,16 @@ def test_it_plans(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the root of the repository, as its command says; for two server steps, arms of a comparison too."""
     monkeypatch.chdir(ROOT)
     spec = sp.load(path, [f"stop.server_steps={STEPS}"])
+    if spec.data.kind == "movielens":
+        try:
+            open_data(source_of(spec))
+        except SpecError as error:
+            pytest.skip(f"MovieLens is not here, and may not be redistributed: {error.problems[0]}")
+    if spec.ensemble is not None:
+        planned = plan_ensemble(spec)
+        assert {arm.seed for arm in planned.study.arms} == {seed for _, seed, _ in sp.arms(spec)}
+        assert all(report.summary.client_updates > 0 for report in planned.reports.values())
+        return
     digests = set()
     arms = sp.arms(spec)
     for arm, seed, one in arms:

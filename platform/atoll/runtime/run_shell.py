@@ -172,7 +172,7 @@ class RunShell:
                 saved = self._journal.snapshots()
                 self._patience.lost(saved[0].version if saved else 0, str(error))
                 _log.warning("%s; the run goes on from its last snapshot", error)
-                self._end_aggregator()
+                self._end_aggregator(self._aggregator_place)
                 self._open()
         elif isinstance(error, RollBack) or (isinstance(error, AtollError) and not isinstance(error, FencedError)):
             self._fail(error)
@@ -296,17 +296,17 @@ class RunShell:
     def _finish(self) -> None:
         self._state = "over"
         self._bundles = Bundles(0)
-        self._end_aggregator()
+        self._end_aggregator(None)  # in Ray's own way, which tells nobody of a death
         self._pools.close(self)
 
     def _model(self, version: int) -> ModelVersion:
         bundle: list[ModelVersion] = answer(self._bundles[version], f"the weights of version {version}")
         return next(model for model in bundle if model.version == version)
 
-    def _end_aggregator(self) -> None:
+    def _end_aggregator(self, place: tuple[str, int] | None) -> None:
         self._calls.forget(self._aggregator_name)
         if self._aggregator is not None:
-            end_process(self._aggregator, self._aggregator_place)
+            end_process(self._aggregator, place)
         self._aggregator, self._aggregator_place = None, None
 
     def overdue(self, owner: object, allowed_s: float) -> bool:
