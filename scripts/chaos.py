@@ -53,7 +53,7 @@ class Storm:
 def main() -> int:
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="atoll-chaos-"))
-    common = [str(options.config), *options.overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    common = [str(options.config.resolve()), *options.overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db"]
     calm_wall = time.monotonic()
     _run(
         [
