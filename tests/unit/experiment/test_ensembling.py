@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import atoll
@@ -79,6 +80,12 @@ def test_members_arms_and_parent_and_again_without_a_row_more(uri: str, tmp_path
     assert {"ens/auc", "ens/mean/auc", "leaf/q1/auc", "gain/auc"} <= set(joined)
     assert Path(found.html).is_file()
     assert Path(found.csv).is_file()
+    clients = [
+        set(pq.read_table(tmp_path / "fel" / name / "timeline.parquet")["client_id"].to_pylist())
+        for name in ("q0-s3", "q1-s3", "q2-s3")
+    ]
+    assert all(clients)
+    assert len(set.union(*clients)) == sum(map(len, clients)), "no client's update reaches two leaves"
     kept = json.loads((tmp_path / "fel" / ENSEMBLE_FILE).read_text())
     again = atoll.run_ensemble(spec_of(uri), key="fel", runs_folder=tmp_path)
     assert again.parent_run_id == found.parent_run_id
