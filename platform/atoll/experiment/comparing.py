@@ -15,7 +15,7 @@ from atoll.experiment.parents import begin_parent, check_same, is_run
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
-from atoll.experiment.running import Progress, Wanted, keyed_folder, new_folder, pinned, run_in
+from atoll.experiment.running import Progress, Wanted, keyed_folder, new_folder, not_a_run, pinned, run_in
 from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import check_store
 from atoll.runtime.store import LocalFiles
@@ -84,6 +84,8 @@ def run_comparison(
         SpecError, PlanError: any of the runs is refused; nothing has started then.
     """
     resolved = pinned(as_spec(spec, overrides))
+    if resolved.ensemble is not None:
+        raise SpecError([not_a_run(resolved)])
     check_places(resolved, runs_folder)
     folder = None if key is None else keyed_folder(key, Path(runs_folder))
     if folder is not None and (folder / COMPARISON_FILE).is_file():

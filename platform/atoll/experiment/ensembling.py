@@ -276,7 +276,7 @@ def _is_federated(arm: EnsembleArm) -> bool:
 
 
 def _fit_by_fl(shop: _Workshop, study: Study, models: Mapping[str, ModelVersion]) -> dict[str, OverArch]:
-    """Over-archs that clients fit, the leaves frozen: ordinary runs too, all at the same time."""
+    """Over-archs that clients fit, the leaves frozen: ordinary runs too, those of one seed at the same time."""
     arms = [arm for arm in study.arms if _is_federated(arm)]
     if not arms:
         return {}
@@ -285,8 +285,11 @@ def _fit_by_fl(shop: _Workshop, study: Study, models: Mapping[str, ModelVersion]
     place = shop.folder / _OVER_ARCH_FOLDER
     sources = {arm.name: write_leaf_outputs(arm, study.members, data_of(arm.spec), models, place) for arm in arms}
     specs = {f"over-arch-{arm.name}": over_arch_spec(arm, sources[arm.name]) for arm in arms}
-    runs = [(name, arm.label, spec) for arm, (name, spec) in zip(arms, specs.items(), strict=True)]
-    shop.finished(shop.work("over-archs", runs))
+    ended: dict[str, Ended] = {}
+    for seed in dict.fromkeys(arm.seed for arm in arms):
+        runs = [(name, arm.label, specs[name]) for arm, name in zip(arms, specs, strict=True) if arm.seed == seed]
+        ended |= shop.work(f"over-archs, seed {seed}", runs)
+    shop.finished(ended)
     found = {}
     for arm, (name, spec) in zip(arms, specs.items(), strict=True):
         version = load_version(shop.folder / name / "model.safetensors", shape_of(spec, data_of(spec).shape))

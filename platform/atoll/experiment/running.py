@@ -40,6 +40,7 @@ __all__ = [
     "Wanted",
     "keyed_folder",
     "new_folder",
+    "not_a_run",
     "pinned",
     "resume",
     "run",
@@ -77,6 +78,8 @@ def run(
             KILLED, `resume` goes on.
     """
     resolved = as_spec(spec, overrides)
+    if resolved.ensemble is not None:
+        raise SpecError([not_a_run(resolved)])
     if resolved.comparison is not None:
         hint = "atoll.run_comparison runs the arms; comparison=null drops them"
         arms = ", ".join(resolved.comparison.arms)
@@ -107,6 +110,15 @@ class Wanted:
     parent_run_id: str | None = None
     again: Path | None = None
     is_pictured: bool = True
+
+
+def not_a_run(spec: sp.Spec) -> Problem:
+    """What to tell where an ensemble is taken for a run, or for a comparison of runs."""
+    found, hint = (
+        f"an ensemble, clusters by {spec.clusters.kind}",
+        "atoll.run_ensemble trains it; ensemble=null drops it",
+    )
+    return Problem("ensemble", found, "null for a run, or for a comparison of runs", hint=hint)
 
 
 def run_together(

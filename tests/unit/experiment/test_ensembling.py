@@ -167,6 +167,14 @@ def test_everything_that_is_wrong_is_told_before_anything_starts(uri: str, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_ensemble_is_neither_a_run_nor_a_comparison(uri: str, tmp_path: Path) -> None:
+    comparison = {"seeds": [1], "arms": {"a": {}}, "baseline": "a"}
+    with pytest.raises(SpecError, match=r"ensemble: got an ensemble.*run_ensemble"):
+        atoll.run(spec_of(uri), runs_folder=tmp_path)
+    with pytest.raises(SpecError, match=r"ensemble: got an ensemble.*run_ensemble"):
+        atoll.run_comparison(spec_of(uri, comparison=comparison), runs_folder=tmp_path)
+
+
 def test_a_key_belongs_to_one_spec(uri: str, tmp_path: Path) -> None:
     atoll.run_ensemble(spec_of(uri), key="fel", runs_folder=tmp_path)
     with pytest.raises(SpecError, match="the client that it was begun with"):
