@@ -13,7 +13,7 @@ from atoll import spec as sp
 from atoll.data import ClientData
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import Clustering, cluster_problems, clustering_of
-from atoll.experiment.modelling import shape_of
+from atoll.experiment.modelling import memory_problems, shape_of
 from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import tasks_per_step
 
@@ -120,7 +120,8 @@ def study_of(spec: sp.Spec, data_of: Callable[[sp.Spec], ClientData]) -> Study:
     for arm, seed, one in sp.arms(spec):
         try:
             data = data_of(one)
-            if found := [*cluster_problems(one, data), *split_problems(one, data)]:
+            found = [*cluster_problems(one, data), *split_problems(one, data), *memory_problems(one, data.shape)]
+            if found:
                 raise SpecError(found)
             building.add(arm, seed, one, data)
         except SpecError as error:

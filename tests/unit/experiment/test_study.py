@@ -114,9 +114,12 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         study(
             "schedule.concurrency=30",
+            "population.device_memory_bytes=10",
             comparison={"seeds": [1], "arms": {"a": {}, "b": {"clusters.count": 4}}, "baseline": "a"},
         )
     told = [str(problem) for problem in caught.value.problems]
+    assert len(told) == 3 + 4 + 1, "a model too large for a device is told once"
+    told = [text for text in told if not text.startswith("population.device_memory_bytes")]
     assert len(told) == 3 + 4
     assert all("schedule.concurrency" in text and "clients" in text for text in told)
 
