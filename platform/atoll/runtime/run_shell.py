@@ -183,7 +183,8 @@ class RunShell:
         """The first error is the one to tell; what there is becomes durable if that still works."""
         if self.outcome is None and isinstance(error, AtollError):
             self.outcome = error
-        if self._attempt is None or self._state != "running":
+        # Without an aggregator, one that was lost and could not be made anew, nothing more becomes durable.
+        if self._attempt is None or self._aggregator is None or self._state != "running":
             self._finish()
         else:
             self._begin_to_end()
@@ -344,7 +345,8 @@ class RunShell:
     def tracker_lost(self, error: BaseException) -> None:
         """The tracker is gone; what was under way is sent again."""
         if self._attempt is not None and self._attempt.publishing.is_under_way:
-            self._attempt.publishing.failed(error)
+            with self.guarded():
+                self._attempt.publishing.failed(error)
 
     # ---- instructions -----------------------------------------------------------------------------------------------
 
@@ -453,9 +455,10 @@ class RunShell:
         publishing = attempt.publishing
 
         def sent(error: BaseException | None) -> None:
-            if error is None:
-                publishing.succeeded()
-            else:
-                publishing.failed(error)
+            with self.guarded():  # a journal that cannot be written is this run's alone
+                if error is None:
+                    publishing.succeeded()
+                else:
+                    publishing.failed(error)
 
         self._tracker.send(self, batch, sent)
