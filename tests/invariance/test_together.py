@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from toy import Toy, ToyLearner, toy_run
 
-from atoll.errors import AggregationError, ClientWorkError, Interrupted
+from atoll.errors import AggregationError, ClientWorkError, InfrastructureError, Interrupted
 from atoll.runtime import RunResult, run_inline, run_inline_together
 from atoll.timeline import AsyncSchedule, SyncSchedule
 
@@ -60,6 +60,20 @@ def test_one_that_fails_does_not_take_the_others_down() -> None:
     assert "no such sensor" in str(second)
     assert isinstance(first, RunResult)
     assert fixed(first) == fixed(expected)
+
+
+def test_one_that_fails_before_its_first_call_does_not_take_the_others_down() -> None:
+    def no_file(name: str, data: bytes) -> None:
+        raise InfrastructureError("no space left")
+
+    ended = toy_run(SCHEDULES[1])
+    run_inline(ended.parts)
+    files = ended.parts.make_artifact_files()
+    files.write = no_file  # type: ignore[method-assign]
+    ended.parts = dataclasses.replace(ended.parts, make_artifact_files=lambda: files)
+    first, second = run_inline_together([toy_run(SCHEDULES[0]).parts, ended.parts])
+    assert isinstance(first, RunResult)
+    assert isinstance(second, InfrastructureError)
 
 
 def test_the_one_that_failed_goes_on_alone_to_the_same_bits() -> None:

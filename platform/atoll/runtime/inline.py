@@ -106,8 +106,9 @@ def run_inline_together(
             with _ending(outcomes, number):
                 journal = stack.enter_context(contextlib.closing(parts.make_journal()))
                 journal.claim()
-                going[number] = _Inline(parts, journal, num_pools, choose)
-                going[number].start()
+                begun = _Inline(parts, journal, num_pools, choose)
+                begun.start()
+                going[number] = begun  # only now: what failed at its start has nothing to go on with
         while going:
             number = min(going, key=lambda one: going[one].used_s)
             run = going[number]
