@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -26,13 +27,17 @@ class Calls:
     def __init__(self, hang_s: float | None) -> None:
         self._deadlines = Deadlines(hang_s)
         self._pending: dict[Any, Handler] = {}
+        #: owner → how many before it had its name: their late answers pay no debt of its own
+        self._lives: Counter[Hashable] = Counter()
 
     def ask(self, owner: Hashable, reference: Any, then: Handler) -> None:
         """Calls `then` with the reference when it is ready; `owner` owes the answer from now on."""
         self._deadlines.sent(owner, time.monotonic())
+        life = self._lives[owner]
 
         def answered(ready: Any) -> None:
-            self._deadlines.answered(owner, time.monotonic())
+            if self._lives[owner] == life:
+                self._deadlines.answered(owner, time.monotonic())
             then(ready)
 
         self._pending[reference] = answered
@@ -43,6 +48,7 @@ class Calls:
 
     def forget(self, owner: Hashable) -> None:
         """`owner` is gone and owes nothing."""
+        self._lives[owner] += 1
         self._deadlines.forget(owner)
 
     def overdue(self) -> dict[Hashable, float]:
