@@ -10,10 +10,13 @@ from atoll.experiment.planning import PlanReport
 
 __all__ = ["session_for", "store_bytes_of"]
 
+#: object store of an embedded Ray at least; one for all the runs on it
+_LEAST_STORE_BYTES = 512 * 2**20
+
 
 def store_bytes_of(report: PlanReport) -> int:
-    """Object store that an embedded Ray needs for this plan's live versions."""
-    return max(512 * 2**20, 3 * report.summary.peak_live_versions * report.model_bytes)
+    """Object store that this plan's live versions need; runs that share an embedded Ray need the sum."""
+    return 3 * report.summary.peak_live_versions * report.model_bytes
 
 
 def session_for(spec: sp.Spec, store_bytes: int = 0) -> AbstractContextManager[Any]:
@@ -23,11 +26,12 @@ def session_for(spec: sp.Spec, store_bytes: int = 0) -> AbstractContextManager[A
 
     Args:
         spec: its `runtime`.
-        store_bytes: object store of an embedded Ray, unless the spec names it; 0: a default.
+        store_bytes: object store that the runs on an embedded Ray need, unless the spec names its size.
     """
     runtime = spec.runtime
     if not isinstance(runtime, sp.RayRuntime):
         return nullcontext()
     from atoll.runtime.session import RaySession
 
-    return RaySession(runtime.workers, runtime.gpus_per_worker, runtime.object_store_bytes or store_bytes or None)
+    store_bytes = runtime.object_store_bytes or max(_LEAST_STORE_BYTES, store_bytes)
+    return RaySession(runtime.workers, runtime.gpus_per_worker, store_bytes)
