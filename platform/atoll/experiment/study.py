@@ -200,22 +200,24 @@ class _Building:
     ) -> EnsembleArm:
         ensemble = sp.to_dict(one)["ensemble"]
         joined = [ensemble["over_arch"], ensemble["fit"], ensemble["resamples"]]
-        content = json.dumps([role, [member.name for member in members], joined], sort_keys=True)
+        content = json.dumps([role, [member.name for member in members], joined, baseline], sort_keys=True)
         if content not in self.arms:
-            taken = {arm.label for arm in self.arms.values() if arm.seed == seed}
-            if role == "ensemble":
-                shown = _free([label, f"{label} ensemble"], taken)
-            elif role == "random":
-                shown = _free([f"{label}: {_LABELS[role]}"], taken)
-            else:
-                shown = _free([_LABELS[role], f"{label}: {_LABELS[role]}"], taken)
-            name = re.sub(r"[^A-Za-z0-9_.]+", "-", shown) + f"-s{seed}"
+            labels = [label, f"{label} ensemble"]
+            if role != "ensemble":
+                labels = [*([] if role == "random" else [_LABELS[role]]), f"{label}: {_LABELS[role]}"]
+            # By name, not by label: an arm called single-equal-updates has the name of a control.
+            taken = {arm.name for arm in self.arms.values()}
+            shown = next(one for one in _numbered(labels) if _arm_name(one, seed) not in taken)
             clusters = tuple(member.cluster for member in members)
             if role == "ensemble" and len(members) == 1:
                 clusters = ("",)
             names = tuple(member.name for member in members)
-            self.arms[content] = EnsembleArm(name, shown, role, seed, names, clusters, one, baseline)
+            self.arms[content] = EnsembleArm(_arm_name(shown, seed), shown, role, seed, names, clusters, one, baseline)
         return self.arms[content]
+
+
+def _arm_name(label: str, seed: int) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", label) + f"-s{seed}"
 
 
 def _free(names: Sequence[str], taken: set[str]) -> str:

@@ -103,6 +103,21 @@ def test_equal_models_are_trained_once() -> None:
     assert {arm.baseline for arm in found.arms if arm.seed == 2 and arm.role != "single"} == {"single-s2"}
 
 
+def test_no_two_arms_have_one_name() -> None:
+    arms = {"single-equal-updates": {}, "single": {"clusters": RANDOM}}
+    found = study(comparison={"seeds": [1, 2], "arms": arms, "baseline": "single-equal-updates"})
+    assert len({arm.name for arm in found.arms}) == len(found.arms)
+    assert {arm.label for arm in found.arms if arm.seed == 1} == {arm.label for arm in found.arms if arm.seed == 2}
+
+
+def test_an_ensemble_with_two_baselines_is_related_to_each() -> None:
+    arms = {"a": {}, "b": {"ensemble.controls.single": {"client.lr": 0.5}}}
+    found = study(comparison={"seeds": [1], "arms": arms, "baseline": "a"})
+    (first, second) = [arm for arm in found.arms if arm.role == "ensemble"]
+    assert first.members == second.members
+    assert first.baseline != second.baseline
+
+
 def test_random_clusters_need_no_random_control_and_dropped_controls_are_gone() -> None:
     assert not by_role(study(clusters=RANDOM), "random")
     found = study("ensemble.controls={single: null, equal_updates: null, random: null, large: null}")
