@@ -294,9 +294,10 @@ def main() -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    """Prints what went wrong, one problem a line, and ends."""
+    """Prints what went wrong, one problem a line, and ends; an indented line goes on with the problem above it."""
     lines = message.splitlines() or [""]
-    if code == 2 and len(lines) > 1:
-        lines = [f"{len(lines)} problems:", *(f"  - {line}" for line in lines)]
+    count = sum(not line.startswith(" ") for line in lines)
+    if code == 2 and count > 1:
+        lines = [f"{count} problems:", *(f"  {'  ' if line.startswith(' ') else '- '}{line}" for line in lines)]
     print("atoll: " + "\n".join(lines), file=sys.stderr)
     sys.exit(code)

@@ -192,7 +192,7 @@ def _evaluation_problems(spec: sp.Spec, data: ClientData) -> list[Problem]:
         problems.append(Problem("evaluation.split", repr(split), "a split of this data with rows", hint=hint))
     for metric in ("auc", "normalized_entropy"):
         if metric in spec.evaluation.metrics and data.shape.task != "binary":
-            found, why = f"{metric} with {data.shape.num_classes} classes", "It compares two classes"
+            found, why = f"{metric} with {data.shape.num_classes} classes", "It is defined for two classes"
             problems.append(Problem("evaluation.metrics", found, "a binary task", why, "use accuracy"))
     return problems
 

@@ -190,6 +190,17 @@ def test_all_problems_at_once(atoll: Terminal) -> None:
     assert all(line.startswith("  - ") for line in lines[1:])
 
 
+def test_a_problem_of_many_lines_is_one(atoll: Terminal) -> None:
+    too_large = "population.device_memory_bytes=10"
+    err = refused(atoll, "plan", atoll.write(), too_large, says=("atoll: population.device_memory_bytes: got",))
+    assert "problems:" not in err
+    assert err.splitlines()[-1].startswith("  dense weights: ")
+    other = "clusters={kind: random, count: 2, only: nobody}"
+    lines = refused(atoll, "plan", atoll.write(), too_large, other, says=("2 problems:",)).splitlines()
+    assert [line.startswith("  - ") for line in lines if not line.startswith("    ")] == [False, True, True]
+    assert any(line.startswith("      dense weights: ") for line in lines)
+
+
 def test_a_missing_file(atoll: Terminal) -> None:
     atoll.write("fedbuff.yaml")
     refused(atoll, "run", "fedbuf.yaml", says=("fedbuf.yaml", "an existing file", "Did you mean fedbuff.yaml"))
