@@ -200,11 +200,7 @@ def _comparison(folder: Path, children: list[Path]) -> Entry:
         found = replace(found, state="damaged", problem=f"{folder / COMPARISON_FILE}: {error}")
     if is_held(folder):
         found = replace(found, state="running")
-    elif (
-        found.state == "interrupted"
-        and done == len(runs) == wanted
-        and any((folder / report).is_file() for report in _REPORTS)
-    ):
+    elif found.state == "interrupted" and done == len(runs) == wanted and _has_report(folder):
         found = replace(found, state="finished")
     # What goes on is the comparison; where that cannot, its runs still can.
     is_whole = found.run_id is not None
