@@ -217,10 +217,10 @@ class Judgement:
         arms = {arm.name: arm for arm in self.arms}
         rows = []
         for label, found in self._by_label().items():
-            several = len({arm.label for arm in self.arms if arm.role == "ensemble"}) > 1
             for place, cluster in enumerate(found[0].clusters):
-                key = f"{label}/{cluster.name}" if several else cluster.name
-                bases = [arms[arm.baseline] for arm in found if arm.baseline in arms]
+                # One ensemble of several may have been left out: how a control names its rows is the study's choice.
+                key = f"{label}/{cluster.name}"
+                bases = [arms[arm.baseline].in_clusters for arm in found if arm.baseline in arms]
                 rows.append(
                     ClusterRow(
                         label=label,
@@ -229,7 +229,7 @@ class Judgement:
                         rows=statistics.median(arm.clusters[place].test_rows for arm in found),
                         leaf=_medians([arm.leaves[place].everywhere for arm in found]),
                         leaf_at_home=_medians([arm.leaves[place].at_home for arm in found]),
-                        single=_medians([base.in_clusters.get(key, {}) for base in bases]),
+                        single=_medians([base.get(key, base.get(cluster.name, {})) for base in bases]),
                         joined=_medians([arm.in_clusters.get(cluster.name, {}) for arm in found]),
                     )
                 )

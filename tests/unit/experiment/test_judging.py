@@ -130,6 +130,16 @@ def test_an_arm_without_all_its_models_is_left_out_and_named() -> None:
     assert len(judgement.gains[label]["joined"]["auc"].by_seed) == 1
 
 
+def test_the_table_of_clusters_knows_the_single_model_where_another_ensemble_is_left_out() -> None:
+    arms = {"a": {}, "b": {"client.lr": 0.3}}
+    study = study_of(ensemble_spec(comparison={"seeds": [1], "baseline": "a", "arms": arms}), data_of)
+    models = trained(study)
+    del models[next(arm for arm in study.arms if arm.label == "b").members[0]]
+    rows = judge(study, data_of, models, {}).report().clusters
+    assert {row.label for row in rows} == {"a"}
+    assert all(row.single for row in rows)
+
+
 def test_a_leaf_that_says_nan_takes_its_own_arm_out_alone() -> None:
     study = study_of(ensemble_spec(comparison=None), data_of)
     models = trained(study)
