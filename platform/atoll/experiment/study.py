@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ _WIDTHS: Mapping[str, Sequence[str]] = {
 #: the factor by which widths grow is found to this fraction
 _FACTOR_PARTS = 64
 _SINGLE = {"kind": "single"}
+#: characters of a run's name
+_MOST_NAME = 250
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,18 @@ def study_of(spec: sp.Spec, data_of: Callable[[sp.Spec], ClientData]) -> Study:
             building.add(arm, seed, one, data)
         except SpecError as error:
             problems.update({str(problem): problem for problem in error.problems})
-    if problems:
-        raise SpecError(list(problems.values()))
+    if problems or (long := _long_names(building.members.values())):
+        raise SpecError([*problems.values()] or long)
     return Study(tuple(building.members.values()), tuple(building.arms.values()), building.clusterings)
+
+
+def _long_names(members: Iterable[Member]) -> list[Problem]:
+    """A run whose name no spec may have could not be resumed."""
+    longest = max((member.spec.name for member in members), key=len)
+    if len(longest) <= _MOST_NAME:
+        return []
+    rule, hint = f"run names NAME-ARM-CLUSTER-sSEED of at most {_MOST_NAME} characters", "Shorten it, arms or clusters"
+    return [Problem("name", f"{len(longest)} characters: {longest[:60]}…", rule, hint=hint)]
 
 
 class _Building:

@@ -103,6 +103,11 @@ def test_equal_models_are_trained_once() -> None:
     assert {arm.baseline for arm in found.arms if arm.seed == 2 and arm.role != "single"} == {"single-s2"}
 
 
+def test_names_of_runs_that_no_spec_may_have_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"name.*at most 250 characters"):
+        study(name="n" * 240)
+
+
 def test_no_two_arms_have_one_name() -> None:
     arms = {"single-equal-updates": {}, "single": {"clusters": RANDOM}}
     found = study(comparison={"seeds": [1, 2], "arms": arms, "baseline": "single-equal-updates"})
