@@ -425,12 +425,10 @@ class RunShell:
         def closed(ready: Any) -> None:
             try:
                 steps = ray.get(ready)
-            except RayTaskError as error:
-                if isinstance(error.cause, OBJECT_LOST) and blocks:
+            except (RayTaskError, RayError) as error:
+                if blocks and isinstance(getattr(error, "cause", None), OBJECT_LOST):
                     self._handle(SumsLost(blocks))
                     return
-                raise told(error, "the aggregator process") from error
-            except RayError as error:
                 raise told(error, "the aggregator process") from error
             self._bundles.add({step.model.version: bundle_ref for step in steps})
             if steps:
