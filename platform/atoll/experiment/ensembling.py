@@ -7,6 +7,7 @@ alone, and whatever is killed goes on where it stopped. What is left is a pure f
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EnsemblePlan", "EnsembleRun", "plan_ensemble", "resume_ensemble", "run_ensemble"]
 
+_log = logging.getLogger(__name__)
 _REPORT_FOLDER, _OVER_ARCH_FOLDER = "ensemble", "over-archs"
 #: (what is run now, names of the runs) → a progress callback for them, or none
 OnGroup = Callable[[str, Sequence[tuple[str, sp.Spec]]], Callable[[list[dict[str, float]]], None] | None]
@@ -184,8 +186,7 @@ def resume_ensemble(folder: Path, *, on_group: OnGroup | None = None) -> Ensembl
 
 def _run(folder: Path, spec: sp.Spec, planned: EnsemblePlan, on_group: OnGroup | None) -> EnsembleRun:
     tracker = MlflowTracker(spec.tracking.uri, spec.tracking.artifacts)
-    num_fits = sum(_is_federated(arm) for arm in planned.study.arms)
-    parent_id = begin_parent(folder, spec, tracker, num_runs=len(planned.study.members) + num_fits)
+    parent_id = begin_parent(folder, spec, tracker, num_runs=len(planned.study.members))
     try:
         needs = {member: store_bytes_of(report) for member, report in planned.reports.items()}
         most = max(sum(needs[member.name] for member in group) for _, group in _groups(planned.study))
@@ -202,6 +203,7 @@ def _run(folder: Path, spec: sp.Spec, planned: EnsemblePlan, on_group: OnGroup |
         raise
     with observing():
         _tell(spec, planned.study, found, tracker, folder, stamp_ms)
+        _keep(folder, found, is_told=True)
     return found
 
 
@@ -276,14 +278,23 @@ def _is_federated(arm: EnsembleArm) -> bool:
 
 
 def _fit_by_fl(shop: _Workshop, study: Study, models: Mapping[str, ModelVersion]) -> dict[str, OverArch]:
-    """Over-archs that clients fit, the leaves frozen: ordinary runs too, those of one seed at the same time."""
-    arms = [arm for arm in study.arms if _is_federated(arm)]
-    if not arms:
+    """Over-archs that clients fit, the leaves frozen: ordinary runs too, those of one seed at the same time.
+
+    An arm of which a leaf has diverged gets none, and is left out of the judgement.
+    """
+    wanted = [arm for arm in study.arms if _is_federated(arm)]
+    if not wanted:
         return {}
     from atoll.experiment.federated_fit import over_arch_from, over_arch_spec, write_leaf_outputs
 
     place = shop.folder / _OVER_ARCH_FOLDER
-    sources = {arm.name: write_leaf_outputs(arm, study.members, data_of(arm.spec), models, place) for arm in arms}
+    sources = {}
+    for arm in wanted:
+        try:
+            sources[arm.name] = write_leaf_outputs(arm, study.members, data_of(arm.spec), models, place)
+        except SpecError as error:
+            _log.warning("%s", error)
+    arms = [arm for arm in wanted if arm.name in sources]
     specs = {f"over-arch-{arm.name}": over_arch_spec(arm, sources[arm.name]) for arm in arms}
     ended: dict[str, Ended] = {}
     for seed in dict.fromkeys(arm.seed for arm in arms):
@@ -345,7 +356,7 @@ def _join(
     return EnsembleRun(str(folder), judgement, dict(runs), str(html), str(csv), parent_id, uri, experiment)
 
 
-def _keep(folder: Path, found: EnsembleRun) -> int:
+def _keep(folder: Path, found: EnsembleRun, *, is_told: bool = False) -> int:
     """Writes the judgement into the folder; returns its timestamp in ms, the first one where it was there before.
 
     MLflow takes a row with another timestamp for another row.
@@ -354,7 +365,7 @@ def _keep(folder: Path, found: EnsembleRun) -> int:
     stamp_ms = time.time_ns() // 1_000_000
     if path.is_file():
         stamp_ms = json.loads(path.read_text())["timestamp_ms"]
-    facts = {"timestamp_ms": stamp_ms, "judgement": found.judgement.as_dict()}
+    facts = {"timestamp_ms": stamp_ms, "is_told": is_told, "judgement": found.judgement.as_dict()}
     LocalFiles(folder).write(ENSEMBLE_FILE, json.dumps(facts, indent=2).encode())
     return int(stamp_ms)
 

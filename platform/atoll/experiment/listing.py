@@ -186,11 +186,13 @@ def _comparison(folder: Path, children: list[Path]) -> Entry:
     runs = _by_time(_child(child) for child in children)
     size_bytes, written_s = _disk(folder)
     wanted = _runs_wanted(folder)
+    if wanted is not None and (folder / ENSEMBLE_FILE).is_file():
+        wanted = max(wanted, len(runs))  # with the runs that fit over-archs
     done = sum(run.state == "finished" for run in runs)
     found = Entry(
         folder.name, "comparison", "interrupted", done, wanted, size_bytes=size_bytes, written_s=written_s, runs=runs,
         unpublished_rows=sum(run.unpublished_rows for run in runs),
-        unpublished_files=sum(run.unpublished_files for run in runs),
+        unpublished_files=sum(run.unpublished_files for run in runs) + (not _is_told(folder)),
     )  # fmt: skip
     try:
         found = replace(found, run_id=json.loads((folder / COMPARISON_FILE).read_text())["parent_run_id"])
@@ -206,6 +208,14 @@ def _comparison(folder: Path, children: list[Path]) -> Entry:
     is_whole = found.run_id is not None
     runs = tuple(replace(run, advice="" if is_whole else _advice(run)) for run in runs)
     return replace(found, runs=runs)
+
+
+def _is_told(folder: Path) -> bool:
+    """Whether the tracking service has all of an ensemble's judgement, if there is one."""
+    try:
+        return bool(json.loads((folder / ENSEMBLE_FILE).read_text())["is_told"])
+    except (OSError, ValueError, KeyError):
+        return True
 
 
 def _has_report(folder: Path) -> bool:

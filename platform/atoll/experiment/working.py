@@ -155,7 +155,18 @@ def work(works: Sequence[Work], session: Any = None, on_progress: Progress | Non
         for one in works:
             _not_finished(one, error)
         raise _with_advice(error, works[0]) from error.__cause__
-    return [_ended(one, outcome) for one, outcome in zip(works, outcomes, strict=True)]
+    ended: list[Ended] = []
+    bugs: list[Exception] = []
+    for one, outcome in zip(works, outcomes, strict=True):
+        try:
+            ended.append(_ended(one, outcome))
+        except FencedError:
+            raise
+        except Exception as error:  # a bug in how one of them ends must not keep the others from ending
+            bugs.append(error)
+    if bugs:
+        raise bugs[0]
+    return ended
 
 
 def _execute(works: Sequence[Work], session: Any, on_progress: Progress | None) -> list[Outcome]:

@@ -44,10 +44,10 @@ def is_of(error: BaseException, actor: Any) -> bool:
     return whose is None or whose == actor._actor_id.hex()
 
 
-def answer(ready: Any, what: str = "the aggregator process") -> Any:
-    """The value of a ready reference; a loss means to roll back."""
+def answer(ready: Any, what: str = "the aggregator process", timeout_s: float | None = None) -> Any:
+    """The value of a reference; a loss, or no answer in time, means to roll back."""
     try:
-        return ray.get(ready)
+        return ray.get(ready, timeout=timeout_s)
     except (RayTaskError, RayError) as error:
         raise told(error, what) from error
 

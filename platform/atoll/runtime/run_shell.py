@@ -38,7 +38,7 @@ from atoll.runtime.events import (
 )
 from atoll.runtime.losses import OBJECT_LOST, RollBack, answer, end_process, told
 from atoll.runtime.opening import Attempt, begin
-from atoll.runtime.parts import Outcome, Parts, RunResult
+from atoll.runtime.parts import Outcome, Parts
 from atoll.runtime.recorder import checkpoint_artifact, result_of
 from atoll.runtime.session import RaySession
 from atoll.runtime.shared import SharedPools, SharedTracker
@@ -51,8 +51,8 @@ __all__ = ["RunShell"]
 _MOST_ROLLBACKS = 10
 #: at the start: how long all pools are waited for before those that are there begin
 _ALL_POOLS_S = 60.0
-#: how long an aggregator may take to start and to read its snapshot
-_OPEN_S = 600.0
+#: how long an aggregator may take to start and to read its snapshot, and to hand over weights
+_OPEN_S, _WEIGHTS_S = 600.0, 60.0
 #: how long the end of a run waits for its last snapshot, and for the tracking service
 _LAST_SNAPSHOT_S, _DRAIN_S, _DRAIN_INTERRUPTED_S = 30.0, 30.0, 3.0
 _log = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ class RunShell:
         self._aggregator_place: tuple[str, int] | None = None
         self._state = "opening"
         self._bundles = Bundles(0)
-        #: pools lost and not recorded yet
-        self._lost_pools = 0
+        #: pools lost and not recorded yet; runs that share the pools
+        self._lost_pools, self._num_sharing = 0, 1
         self._attempt: Attempt | None = None
         self._end: Finish | None = None
         #: whether the last snapshot was asked for, and until when the state lasts at most
@@ -132,6 +132,7 @@ class RunShell:
 
     def share(self, num_runs: int) -> None:
         """So many runs share the pools now."""
+        self._num_sharing = num_runs
         if self._attempt is not None:
             self._attempt.coordinator.share(num_runs)
 
@@ -239,6 +240,7 @@ class RunShell:
             return
         self._attempt = begin(self.parts, self._journal, self._taken[0], sorted(self._open_pools))
         self._state = "running"
+        self.share(self._num_sharing)
         self._perform(self._attempt.coordinator.start())
 
     # ---- the loop -------------------------------------------------------------------------------------------------
@@ -260,8 +262,7 @@ class RunShell:
             if recorder.begin_snapshot(is_forced=self._state == "saving" and not self._is_last_snapshot_asked):
                 self._is_last_snapshot_asked = self._state == "saving"
                 self._save()
-            recorder.lost_pools += self._lost_pools
-            self._lost_pools = 0
+            recorder.lost_pools, self._lost_pools = recorder.lost_pools + self._lost_pools, 0
             if self._state != "draining":
                 recorder.flush()
             self._publish()
@@ -288,11 +289,9 @@ class RunShell:
                 attempt.publishing.hurry()
         if self._state == "draining" and (attempt.publishing.is_drained() or now > self._until):
             if self._end is not None and self.outcome is None:
-                self.outcome = self._result(attempt, self._end)
+                model, end = self._model(self._end.version), self._end
+                self.outcome = result_of(end, model, attempt.coordinator, attempt.recorder, self._journal)
             self._finish()
-
-    def _result(self, attempt: Attempt, end: Finish) -> RunResult:
-        return result_of(end, self._model(end.version), attempt.coordinator, attempt.recorder, self._journal)
 
     def _finish(self) -> None:
         self._state = "over"
@@ -301,7 +300,7 @@ class RunShell:
         self._pools.close(self)
 
     def _model(self, version: int) -> ModelVersion:
-        bundle: list[ModelVersion] = answer(self._bundles[version], f"the weights of version {version}")
+        bundle: list[ModelVersion] = answer(self._bundles[version], f"the weights of version {version}", _WEIGHTS_S)
         return next(model for model in bundle if model.version == version)
 
     def _end_aggregator(self, place: tuple[str, int] | None) -> None:

@@ -100,7 +100,8 @@ class Controls(Section):
         default={}, description="One model on all clients, for as many server steps as a leaf."
     )
     equal_updates: Overrides | None = Field(
-        default={}, description="One model on all clients, with the client updates of all leaves together."
+        default={},
+        description="One model on all clients, with the client updates that all leaves together are to make.",
     )
     random: Overrides | None = Field(default={}, description="Leaves of random clusters of the same sizes.")
     large: Overrides | None = Field(

@@ -13,8 +13,8 @@ import pytest
 
 import atoll
 from atoll import spec as sp
-from atoll.errors import MembersFailed, SpecError
-from atoll.experiment import EnsembleRun, plan_ensemble, resume, resume_ensemble
+from atoll.errors import InfrastructureError, MembersFailed, Problem, SpecError
+from atoll.experiment import EnsembleRun, list_runs, plan_ensemble, resume, resume_ensemble
 from atoll.experiment.records import COMPARISON_FILE, ENSEMBLE_FILE
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
@@ -217,7 +217,52 @@ def test_clients_fit_the_over_arch_when_the_server_has_no_data(uri: str, tmp_pat
     assert {path.name for path in (tmp_path / "fel").glob("over-arch-*")} == {
         "over-arch-ensemble-s3", "over-arch-single-s3",
     }  # fmt: skip
+    (entry,) = list_runs(tmp_path)
+    assert (entry.state, entry.step, entry.stop, entry.has_unpublished) == ("finished", 6, 6, False)
     rows = told(uri, found)
     again = resume_ensemble(tmp_path / "fel")
     assert again.judgement.as_dict() == found.judgement.as_dict()
     assert told(uri, again) == rows
+
+
+def test_a_leaf_that_diverged_leaves_its_arm_out_of_a_federated_fit(uri: str, tmp_path: Path, monkeypatch) -> None:
+    from atoll.experiment import federated_fit
+
+    write = federated_fit.write_leaf_outputs
+
+    def diverged(arm, *more):
+        if arm.role == "ensemble":
+            raise SpecError([Problem("ensemble.fit", "3 rows of NaN", "finite outputs of leaves")])
+        return write(arm, *more)
+
+    monkeypatch.setattr(federated_fit, "write_leaf_outputs", diverged)
+    fit = {
+        "kind": "federated",
+        "client": {"lr": 0.5, "batch_size": 8},
+        "schedule": {"kind": "sync", "cohort": 4},
+        "aggregation": {"kind": "fedavg"},
+        "stop": {"server_steps": 2},
+    }
+    ensemble = {"over_arch": {"kind": "logistic"}, "fit": fit, "controls": CONTROLS, "resamples": 0}
+    found = atoll.run_ensemble(spec_of(uri, ensemble=ensemble), runs_folder=tmp_path).judgement.as_dict()
+    assert set(found["arms"]) == {"single-s3"}
+    assert "not fitted" in found["left_out"]["ensemble-s3"]
+
+
+def test_what_mlflow_was_not_told_is_seen_and_told_by_resuming(uri: str, tmp_path: Path, monkeypatch) -> None:
+    from atoll.experiment import ensembling
+
+    def away(*arguments):
+        raise InfrastructureError("the tracking service is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensembling, "_tell", away)
+        found = atoll.run_ensemble(spec_of(uri), key="fel", runs_folder=tmp_path)
+    (entry,) = list_runs(tmp_path)
+    assert entry.state == "finished"
+    assert entry.has_unpublished
+    assert "tiny-ensemble-s3-joined" not in told(uri, found)
+    again = resume_ensemble(tmp_path / "fel")
+    assert "tiny-ensemble-s3-joined" in told(uri, again)
+    (entry,) = list_runs(tmp_path)
+    assert not entry.has_unpublished
