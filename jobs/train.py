@@ -14,6 +14,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import atoll
 from atoll.errors import AtollError, Interrupted
@@ -29,22 +31,22 @@ def run_key() -> str | None:
     return match[1] if match else None
 
 
-def main() -> int:
-    """Exit code as the command line's."""
+def main(begin: Callable[..., Any], story: str | None) -> int:
+    """Calls `begin` as the job's arguments say; exit code as the command line's."""
     if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
+        print(story, file=sys.stderr)
         return 2
     try:
-        run = atoll.run(sys.argv[1], *sys.argv[2:], key=run_key())
+        found = begin(sys.argv[1], *sys.argv[2:], key=run_key())
     except AtollError as error:
         print("\n".join([f"atoll: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return error.exit_code
     except Interrupted as error:
         print(f"atoll: {error.message}", file=sys.stderr)
         return 130
-    print(json.dumps(run.as_dict()))
+    print(json.dumps(found.as_dict()))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(atoll.run, __doc__))

@@ -11,14 +11,12 @@ from typing import Any
 from atoll import spec as sp
 from atoll.errors import Problem, SpecError
 from atoll.experiment.finishing import observing
-from atoll.experiment.parents import begin_parent, check_same, is_run
+from atoll.experiment.parents import begin_parent, begun_folder, named_folder
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import COMPARISON_FILE, RUNS_FOLDER, Run, load
-from atoll.experiment.running import Progress, Wanted, keyed_folder, new_folder, not_a_run, pinned, run_in
+from atoll.experiment.records import RUNS_FOLDER, Run, load
+from atoll.experiment.running import Progress, Wanted, not_a_run, pinned, run_in
 from atoll.experiment.sessions import session_for, store_bytes_of
-from atoll.experiment.storing import check_store
-from atoll.runtime.store import LocalFiles
 from atoll.tracking import (
     Comparison,
     MlflowTracker,
@@ -28,7 +26,6 @@ from atoll.tracking import (
     child_runs,
     compare,
     load_run,
-    preflight,
     to_csv,
     to_html,
 )
@@ -87,20 +84,12 @@ def run_comparison(
     if resolved.ensemble is not None:
         raise SpecError([not_a_run(resolved)])
     check_places(resolved, runs_folder)
-    folder = None if key is None else keyed_folder(key, Path(runs_folder))
-    if folder is not None and (folder / COMPARISON_FILE).is_file():
-        check_same(folder, resolved)
+    folder, is_begun = named_folder(key, resolved, Path(runs_folder))
+    if folder is not None and is_begun:
         return resume_comparison(folder, on_run=on_run)
-    if folder is not None and is_run(folder):
-        raise SpecError([Problem("key", repr(key), "a key that is free", "a run has it")])
     reports = _checked(resolved)
-    check_store(resolved)
-    preflight(resolved.tracking.uri)
-    folder = new_folder(resolved, Path(runs_folder)) if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder):
-        LocalFiles(folder).write("spec.yaml", sp.dump(resolved).encode())
-        return _compare(folder, resolved, reports, on_run)
+    with begun_folder(folder, resolved, Path(runs_folder)) as place:
+        return _compare(place, resolved, reports, on_run)
 
 
 def resume_comparison(folder: Path, *, on_run: OnRun | None = None) -> ComparisonRun:

@@ -20,19 +20,18 @@ from atoll.experiment.comparing import check_comparable
 from atoll.experiment.finishing import observing
 from atoll.experiment.modelling import shape_of
 from atoll.experiment.opened import data_of, opened_once
-from atoll.experiment.parents import begin_parent, check_same, is_run
+from atoll.experiment.parents import begin_parent, begun_folder, named_folder
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
 from atoll.experiment.records import COMPARISON_FILE, ENSEMBLE_FILE, RUNS_FOLDER, Run, short
-from atoll.experiment.running import Wanted, keyed_folder, new_folder, pinned, run_together
+from atoll.experiment.running import Wanted, pinned, run_together
 from atoll.experiment.sessions import session_for, store_bytes_of
-from atoll.experiment.storing import check_store
 from atoll.experiment.study import EnsembleArm, Member, Study, study_of
 from atoll.experiment.working import Ended
 from atoll.messages import ModelVersion
 from atoll.models import load_version
 from atoll.runtime.store import LocalFiles
-from atoll.tracking import MlflowTracker, Row, RunInfo, flatten_params, preflight, summary_tags
+from atoll.tracking import MlflowTracker, Row, RunInfo, flatten_params, summary_tags
 
 if TYPE_CHECKING:
     from atoll.aggregation import OverArch
@@ -160,20 +159,12 @@ def run_ensemble(
     """
     resolved = pinned(as_spec(spec, overrides))
     check_places(resolved, runs_folder)
-    folder = None if key is None else keyed_folder(key, Path(runs_folder))
-    if folder is not None and (folder / COMPARISON_FILE).is_file():
-        check_same(folder, resolved)
+    folder, is_begun = named_folder(key, resolved, Path(runs_folder))
+    if folder is not None and is_begun:
         return resume_ensemble(folder, on_group=on_group)
-    if folder is not None and is_run(folder):
-        raise SpecError([Problem("key", repr(key), "a key that is free", "a run has it")])
     planned = plan_ensemble(resolved)
-    check_store(resolved)
-    preflight(resolved.tracking.uri)
-    folder = new_folder(resolved, Path(runs_folder)) if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder):
-        LocalFiles(folder).write("spec.yaml", sp.dump(resolved).encode())
-        return _run(folder, resolved, planned, on_group)
+    with begun_folder(folder, resolved, Path(runs_folder)) as place:
+        return _run(place, resolved, planned, on_group)
 
 
 @opened_once()

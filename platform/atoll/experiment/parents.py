@@ -4,28 +4,57 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from atoll import spec as sp
 from atoll.errors import InfrastructureError, Problem, SpecError
+from atoll.experiment.places import only_one
 from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, STORE_FILE
+from atoll.experiment.running import keyed_folder, new_folder
+from atoll.experiment.storing import check_store
 from atoll.runtime.store import LocalFiles
-from atoll.tracking import MlflowTracker, RunInfo
+from atoll.tracking import MlflowTracker, RunInfo, preflight
 
-__all__ = ["begin_parent", "check_same", "is_run"]
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a single run lies in this folder."""
-    return any((folder / name).is_file() for name in (JOURNAL_FILE, STORE_FILE))
+__all__ = ["begin_parent", "begun_folder", "named_folder"]
 
 
-def check_same(folder: Path, spec: sp.Spec) -> None:
-    """Refuses another spec than the one that the folder was begun with.
+def named_folder(key: str | None, spec: sp.Spec, runs_folder: Path) -> tuple[Path | None, bool]:
+    """(the folder that a key names, whether this very spec was begun there); (None, False) without a key.
 
     Raises:
-        SpecError: something but `tracking` differs.
+        SpecError: a single run has the key, or another spec was begun under it.
     """
+    if key is None:
+        return None, False
+    folder = keyed_folder(key, runs_folder)
+    if (folder / COMPARISON_FILE).is_file():
+        _check_same(folder, spec)
+        return folder, True
+    if any((folder / name).is_file() for name in (JOURNAL_FILE, STORE_FILE)):
+        raise SpecError([Problem("key", repr(key), "a key that is free", "a run has it")])
+    return folder, False
+
+
+@contextmanager
+def begun_folder(folder: Path | None, spec: sp.Spec, runs_folder: Path) -> Iterator[Path]:
+    """The folder of several runs that begin now, a new one if None, held by this process and with the spec in it.
+
+    Raises:
+        SpecError: the stores cannot be used.
+    """
+    check_store(spec)
+    preflight(spec.tracking.uri)
+    folder = new_folder(spec, runs_folder) if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder):
+        LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
+        yield folder
+
+
+def _check_same(folder: Path, spec: sp.Spec) -> None:
+    """Only `tracking` may differ from what the folder was begun with."""
     before, now = sp.to_dict(sp.load(folder / "spec.yaml")), sp.to_dict(spec)
     other = [name for name in now if name != "tracking" and now[name] != before[name]]
     if other:
