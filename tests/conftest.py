@@ -26,3 +26,9 @@ def mlflow_uri(_mlflow_template: Path, tmp_path: Path) -> str:
     """The address of a fresh MLflow database of this test's own."""
     shutil.copy(_mlflow_template, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take a second of each run, and have tests of their own."""
+    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})

@@ -30,10 +30,7 @@ class Sensor(torch.nn.Module):
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second per run."""
-    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
+pytestmark = pytest.mark.usefixtures("_no_plots")
 
 
 def stopped(folder: Path, steps: int = 3) -> Path:

@@ -24,9 +24,7 @@ EVALUATION = {"every_steps": 3, "metrics": ["loss", "auc"], "server_share": 0.4}
 CONTROLS = {"single": {}, "equal_updates": None, "random": None, "large": None}
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
+pytestmark = pytest.mark.usefixtures("_no_plots")
 
 
 @pytest.fixture

@@ -71,11 +71,6 @@ def exported(finished: Run, folder: Path) -> Exported:
     return export(finished.folder, runs_folder=folder)
 
 
-@pytest.fixture
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
-
-
 def data_of(finished: Run) -> tuple[sp.Spec, ClientData, Encoding]:
     spec = sp.load(Path(finished.folder) / "spec.yaml")
     data = open_data(source_of(spec))

@@ -39,11 +39,6 @@ BUFFERED = {
 Made = tuple[sp.Spec, Study, EnsembleArm, dict[str, ModelVersion], ClientData]
 
 
-@pytest.fixture
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
-
-
 def made(over_arch: dict[str, Any], fit: dict[str, Any] = FIT, **sections: Any) -> Made:
     spec = ensemble_spec(ensemble={"over_arch": over_arch, "fit": fit, "resamples": 100}, comparison=None, **sections)
     study = study_of(spec, data_of)

@@ -19,11 +19,7 @@ from atoll.experiment.storing import is_on_network, store_in
 from atoll.tracking.mlflow_tracker import client as mlflow_client
 from tiny_kit import tiny
 
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take a second of each run and have tests of their own."""
-    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
+pytestmark = pytest.mark.usefixtures("_no_plots")
 
 
 @pytest.fixture

@@ -50,12 +50,6 @@ def finished(uri: str, folder: Path) -> Run:
     return found
 
 
-@pytest.fixture
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a tiny run's time."""
-    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
-
-
 def spec_of(uri: str, **sections) -> dict:
     return tiny(**{"tracking": {"uri": uri, "experiment": "running"}, **sections})
 
