@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from atoll import rng
-from atoll.learner import ClientWork, Learner
+from atoll.learner import ClientWork, CompiledLearner, Learner, SingleLearner, Trainer
+from atoll.learner.programs import has_program
 from atoll.messages import Block, ModelVersion
 from atoll.models import (
     CharLstm,
@@ -42,6 +43,7 @@ class Kind:
     settings: ModelSettings
     inputs: ModelInputs
     lr: float = 0.1
+    kernel: str = "lanes"
 
     def model(self) -> LaneModel:
         return build_model(self.settings, self.inputs)
@@ -100,7 +102,17 @@ KINDS = [
     Kind("custom", Custom("lane_kit:two_layers", {"width": 7}), ModelInputs("multiclass", 3, (5,))),
     Kind("custom_codes", Custom("lane_kit:WithCodes"), ModelInputs("binary", 1, (5,), (7,))),
 ]
-by_name = {kind.name: kind for kind in KINDS}
+#: every model with every kernel that trains it
+LEARNERS = [
+    *KINDS,
+    *(replace(kind, name=f"{kind.name}-compiled", kernel="compiled") for kind in KINDS if has_program(kind.settings)),
+    *(
+        replace(kind, name=f"{kind.name}-single", kernel="single")
+        for kind in KINDS
+        if isinstance(kind.settings, Cnn | CharLstm | Custom)
+    ),
+]
+by_name = {kind.name: kind for kind in LEARNERS}
 
 
 def gather_of(inputs: ModelInputs, *, nan_client: int | None = None, scale: float = 1.0) -> Callable[..., dict]:
@@ -159,11 +171,17 @@ def block_of(
 
 def learner_of(
     kind: Kind, work: ClientWork, *, gather: Callable[..., dict] | None = None, grid: Grid = GRID
-) -> Learner:
-    return Learner(model=kind.model(), gather=gather or gather_of(kind.inputs), work=work, grid=grid, seed=SEED)
+) -> Trainer:
+    gather = gather or gather_of(kind.inputs)
+    if kind.kernel == "compiled":
+        return CompiledLearner(
+            settings=kind.settings, inputs=kind.inputs, gather=gather, work=work, grid=grid, seed=SEED
+        )
+    make = Learner if kind.kernel == "lanes" else SingleLearner
+    return make(model=kind.model(), gather=gather, work=work, grid=grid, seed=SEED)
 
 
-def lane_deltas(kind: Kind, learner: Learner, block: Block, versions: dict[int, ModelVersion]) -> list[ModelVersion]:
+def lane_deltas(kind: Kind, learner: Trainer, block: Block, versions: dict[int, ModelVersion]) -> list[ModelVersion]:
     """Each lane's own delta (tables full size), read from the sums of a block whose lanes have steps of their own."""
     found = []
     for partial in learner.train(block, versions).partials:

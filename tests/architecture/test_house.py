@@ -27,7 +27,7 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The package's own __init__ is the public interface; it names experiment lazily.
-ONLY_IN = {"yaml": {"spec"}, "opacus": {"privacy"}, "mlflow": {"tracking"}, "ray": {"runtime"}}
+ONLY_IN = {"yaml": {"spec"}, "opacus": {"privacy"}, "mlflow": {"tracking"}, "ray": {"runtime"}, "numba": {"learner"}}
 NEITHER_TORCH_NOR_RAY = {"cli", "spec", "plan", "timeline", "population", "data"}
 
 
@@ -77,7 +77,9 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_outliers(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) <= 400, f"{path.name}: {len(lines)} non-blank lines; split it"
+    # what numba compiles together stands in one file: its disk cache notices changes of no other
+    most = 600 if path.name == "kernels.py" else 400
+    assert len(lines) <= most, f"{path.name}: {len(lines)} non-blank lines; split it"
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1

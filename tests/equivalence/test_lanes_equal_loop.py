@@ -9,7 +9,7 @@ from atoll.learner import ClientWork, LoopClient
 from atoll.schedules import CosineRate, StepRate
 from lane_kit import (
     GRID,
-    KINDS,
+    LEARNERS,
     SEED,
     Kind,
     block_of,
@@ -53,12 +53,14 @@ WORKS = {
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.name)
 def test_every_model_under_every_kind_of_work(kind: Kind, work: dict) -> None:
     check(kind, ClientWork(lr=kind.lr, batch_size=8, **work), RAGGED)
 
 
-@pytest.mark.parametrize("name", ["mlp", "mlp_sparse", "logistic_sparse", "custom"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "mlp_sparse", "logistic_sparse", "custom", "mlp-compiled", "dlrm-compiled", "custom-single"]
+)
 def test_sizes_from_one_to_two_hundred(name: str) -> None:
     kind = by_name[name]
     sizes = [200, 199, 150, 65, 64, 63, 33, 32, 31, 2, 1, 1]
@@ -67,7 +69,7 @@ def test_sizes_from_one_to_two_hundred(name: str) -> None:
 
 @pytest.mark.parametrize("schedule", [StepRate(3, 0.5), CosineRate(10, 0.1)], ids=["step", "cosine"])
 @pytest.mark.parametrize("scaling", [False, True])
-@pytest.mark.parametrize("name", ["mlp_sparse", "cnn_grey", "char_lstm"])
+@pytest.mark.parametrize("name", ["mlp_sparse", "cnn_grey", "char_lstm", "mlp_sparse-compiled", "char_lstm-single"])
 def test_lanes_from_different_versions_on_a_schedule(name: str, schedule: object, scaling: bool) -> None:
     kind = by_name[name]
     work = ClientWork(lr=kind.lr, batch_size=8, schedule=schedule, short_batch_scaling=scaling, momentum=0.3)
@@ -75,13 +77,15 @@ def test_lanes_from_different_versions_on_a_schedule(name: str, schedule: object
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-@pytest.mark.parametrize("name", ["mlp", "cnn_colour", "mlp_codes_only"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn_colour", "mlp_codes_only", "mlp-compiled", "mlp_codes_only-compiled", "cnn_colour-single"]
+)
 def test_batches_of_any_size(name: str, batch_size: int) -> None:
     kind = by_name[name]
     check(kind, ClientWork(lr=kind.lr / 2, batch_size=batch_size), [13, 12, 6, 3, 1])
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.name)
 def test_a_client_learns_the_same_alone_and_in_company(kind: Kind) -> None:
     learner, versions = learner_of(kind, ClientWork(lr=kind.lr, batch_size=8, momentum=0.5)), {0: kind.version()}
     together = lane_deltas(kind, learner, block_of(RAGGED), versions)

@@ -34,6 +34,9 @@ GRID = Grid.for_plan(delta_bound=64.0, weight_bound=64.0)
 class ToyLearner:
     """delta = (start − a random point of the client) / 4: depends on the start version and on the task alone."""
 
+    def train_all(self, blocks: Sequence[Block], versions: Mapping[int, ModelVersion]) -> list[BlockResult]:
+        return [self.train(block, versions) for block in blocks]
+
     def train(self, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
         starts = np.stack([versions[int(v)].dense for v in block.start_version]).astype(np.float64)
         points = rng.uniform(7, block.task_id[:, None], np.arange(SIZE)) * 4 - 2

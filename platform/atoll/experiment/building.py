@@ -15,7 +15,15 @@ from atoll.data.shape import I64
 from atoll.errors import InfrastructureError
 from atoll.experiment.clustering import clustering_of
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
-from atoll.experiment.modelling import client_work_of, first_version, lane_model_of, shape_of
+from atoll.experiment.modelling import (
+    client_work_of,
+    first_version,
+    inputs_of,
+    kernel_of,
+    lane_model_of,
+    settings_of,
+    shape_of,
+)
 from atoll.experiment.opened import data_of
 from atoll.experiment.planning import make_planner
 from atoll.experiment.splitting import test_rows
@@ -31,7 +39,7 @@ from atoll.tracking import RunInfo, lower_is_better
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
-    from atoll.learner import Learner
+    from atoll.learner import Trainer
 
 __all__ = ["parts_of"]
 
@@ -68,16 +76,27 @@ def build_planner(spec: sp.Spec, identity: str) -> Planner:
     return make_planner(spec, data, shape_of(spec, data.shape))
 
 
-def build_learner(spec: sp.Spec, identity: str) -> Learner:
+def build_learner(spec: sp.Spec, identity: str) -> Trainer:
     """For a client pool."""
-    from atoll.learner import Learner
+    from atoll import learner as le
 
-    data = _data_of(spec, identity)
-    return Learner(
+    data, kernel = _data_of(spec, identity), kernel_of(spec)
+    gather, work, grid = data.gather, client_work_of(spec), grid_of(spec, data)
+    if kernel == "compiled":
+        return le.CompiledLearner(
+            settings=settings_of(spec),
+            inputs=inputs_of(data.shape),
+            gather=gather,
+            work=work,
+            grid=grid,
+            seed=spec.seed,
+        )
+    make = le.Learner if kernel == "lanes" else le.SingleLearner
+    return make(
         model=lane_model_of(spec, data.shape),
-        gather=data.gather,
-        work=client_work_of(spec),
-        grid=grid_of(spec, data),
+        gather=gather,
+        work=work,
+        grid=grid,
         seed=spec.seed,
         device=spec.runtime.device_class,
     )

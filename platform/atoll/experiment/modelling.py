@@ -9,7 +9,8 @@ from atoll import spec as sp
 from atoll.data import DataShape
 from atoll.errors import Problem, SpecError
 from atoll.experiment.wiring import rate_of
-from atoll.plan import auto_lanes
+from atoll.learner.programs import has_program
+from atoll.plan import Kernel, auto_lanes
 
 if TYPE_CHECKING:
     from atoll.learner import ClientWork
@@ -19,6 +20,8 @@ __all__ = [
     "client_work_of",
     "first_version",
     "inputs_of",
+    "kernel_of",
+    "kernel_problems",
     "lane_model_of",
     "lanes_of",
     "memory_problems",
@@ -96,10 +99,35 @@ def memory_problems(spec: sp.Spec, data: DataShape) -> list[Problem]:
     return [Problem("population.device_memory_bytes", got, rule, advice, "\n".join(lines))]
 
 
+def kernel_of(spec: sp.Spec) -> Kernel:
+    """What trains blocks: as the spec says, or the fastest for this kind of model on this device class."""
+    if spec.runtime.kernel != "auto":
+        return spec.runtime.kernel
+    settings, is_cpu = settings_of(spec), spec.runtime.device_class == "cpu"
+    if isinstance(settings, mo.Custom):
+        from atoll.models.custom import custom_module, draws, fits_lanes
+
+        return "lanes" if (fits_lanes(settings) if is_cpu else not draws(custom_module(settings))) else "single"
+    if is_cpu and isinstance(settings, mo.Cnn | mo.CharLstm):
+        return "single"
+    return "compiled" if is_cpu and has_program(settings) else "lanes"
+
+
+def kernel_problems(spec: sp.Spec) -> list[Problem]:
+    """Whether the kernel can train such a module."""
+    if spec.runtime.kernel == "lanes" and isinstance(settings := settings_of(spec), mo.Custom):
+        from atoll.models.custom import custom_module, draws
+
+        if draws(custom_module(settings)):
+            rule, why = "auto or single for a module with dropout", "Lanes cannot draw for each client alone"
+            return [Problem("runtime.kernel", "lanes", rule, why)]
+    return []
+
+
 def lanes_of(spec: sp.Spec, shape: mo.ModelShape) -> int:
     """W: as the spec says, or by the profile table."""
     lanes = spec.runtime.lanes
-    return auto_lanes(shape.dense_size, spec.runtime.device_class) if lanes == "auto" else lanes
+    return auto_lanes(shape.dense_size, spec.runtime.device_class, kernel_of(spec)) if lanes == "auto" else lanes
 
 
 def lane_model_of(spec: sp.Spec, data: DataShape) -> mo.LaneModel:

@@ -14,7 +14,7 @@ from atoll import spec as sp
 from atoll.data import ClientData
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import ClusterSize, cluster_inputs, cluster_problems, cluster_sizes, clustering_of
-from atoll.experiment.modelling import lanes_of, memory_problems, shape_of
+from atoll.experiment.modelling import kernel_problems, lanes_of, memory_problems, shape_of
 from atoll.experiment.opened import data_of
 from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import (
@@ -145,7 +145,7 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     resolved = as_spec(spec, overrides)
     data = data_of(resolved)
     shape = shape_of(resolved, data.shape)
-    problems = _evaluation_problems(resolved, data) + split_problems(resolved, data)
+    problems = _evaluation_problems(resolved, data) + split_problems(resolved, data) + kernel_problems(resolved)
     if problems := [*problems, *memory_problems(resolved, data.shape), *cluster_problems(resolved, data)]:
         raise SpecError(problems)
     if resolved.model.init_from is not None:

@@ -13,7 +13,7 @@ from atoll.experiment.storing import store_in
 from atoll.messages import ModelVersion
 from atoll.plan import Window
 from atoll.runtime.store import SnapshotRecord, Snapshots, SqliteJournal
-from atoll.runtime.work import train_block
+from atoll.runtime.work import train_blocks
 from atoll.spec import Spec
 
 __all__ = ["weights_of"]
@@ -92,7 +92,8 @@ def _compute(
         while waiting:
             ready = next(block for block in waiting if block.start_version.max() <= aggregator.model.version)
             waiting = [block for block in waiting if block is not ready]
-            for step in aggregator.handle(train_block(learner, ready, models)):
+            (result,) = train_blocks(learner, [ready], models)
+            for step in aggregator.handle(result):
                 models[step.model.version] = step.model
                 yield step.plan.step, step.sum_sha, {step.model.version: step.model}
         live = {*window.live_versions.tolist(), aggregator.model.version}

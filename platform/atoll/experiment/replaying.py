@@ -28,7 +28,7 @@ from atoll.population import Outcome
 from atoll.runtime.store import SqliteJournal
 
 if TYPE_CHECKING:
-    from atoll.learner import Learner
+    from atoll.learner import Trainer
 
 __all__ = ["Replay", "ReplayCase", "prepare_replay", "replay"]
 
@@ -110,8 +110,8 @@ class ReplayCase:
     spec: sp.Spec
     block: Block
     lane: int
-    learner: Learner
-    make_loose: Callable[[], Learner]
+    learner: Trainer
+    make_loose: Callable[[], Trainer]
     versions: Mapping[int, ModelVersion]
 
     def train(self) -> Replay:

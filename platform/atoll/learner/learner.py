@@ -6,8 +6,7 @@ R embedding rows touched, N most examples of a lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,12 @@ from torch import Tensor
 
 from atoll.learner.rows import TouchedRows, touched_rows
 from atoll.learner.sums import partial_sums
-from atoll.learner.work import ClientWork, example_order
+from atoll.learner.work import ClientWork, Gather, example_order
 from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.models import LaneModel, LocalRows
 from atoll.plan import Grid
 
-__all__ = ["Gather", "Learner"]
-
-#: (client ids int64 [L], positions int64 [L, N]) → "x" [L, N, …], "y" [L, N], optionally "c" [L, N, G]
-Gather = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any]]]
+__all__ = ["Learner"]
 
 
 class Learner:
@@ -72,6 +68,10 @@ class Learner:
         deltas, rows = run.deltas()
         partials = partial_sums(block, deltas, rows, run.mean_loss(), run.steps, self._grid, self._work.epochs)
         return BlockResult((block.block_id,), partials)
+
+    def train_all(self, blocks: Sequence[Block], versions: Mapping[int, ModelVersion]) -> list[BlockResult]:
+        """`train` of each."""
+        return [self.train(block, versions) for block in blocks]
 
     def _epoch(self, run: _BlockRun, epoch: int) -> None:
         size = self._work.batch_size

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from atoll.learner.learner import Gather
-from atoll.learner.work import ClientWork, example_order
+from atoll.learner.work import ClientWork, Gather, example_order
 from atoll.messages import ModelVersion
 from atoll.models import LaneModel, load_module
 

@@ -53,29 +53,17 @@ def touched_rows(
         start_version: int32 [L].
         versions: holds every start version.
     """
-    lanes, width, _ = codes.shape
-    keys = codes + np.asarray(table.offsets) + (np.arange(lanes) * table.rows)[:, None, None]
-    is_real = np.arange(width) < num_examples[:, None]
-    found, inverse = _unique(keys[is_real].reshape(-1), lanes * table.rows)
-    lane, rows = np.divmod(found, table.rows)
-    lane_offsets = np.searchsorted(lane, np.arange(lanes + 1))
+    from atoll.learner.row_kernels import lane_rows
+
+    codes, lanes = np.ascontiguousarray(codes), len(codes)
+    rows = np.empty(int(num_examples.sum()) * codes.shape[2], dtype=np.int64)
+    lane_offsets, index = np.empty(lanes + 1, dtype=np.int64), np.empty(codes.shape, dtype=np.int64)
     # Zero shares do not stop a NaN: what a lane pads with must be its own.
-    index = np.broadcast_to(lane_offsets[:-1, None, None], codes.shape).astype(np.int64)
-    index[is_real] = inverse.reshape(-1, codes.shape[2])
+    rows = rows[: lane_rows(codes, num_examples, np.asarray(table.offsets), rows, lane_offsets, index)]
+    lane = np.repeat(np.arange(lanes), np.diff(lane_offsets))
     start = np.empty((rows.size, table.dim), dtype=np.float32)
     row_version = start_version[lane]
     for version in np.unique(start_version).tolist():
         here = row_version == version
         start[here] = versions[version].tables[position][rows[here]]
-    return TouchedRows(rows, lane_offsets.astype(np.int64), index, start)
-
-
-def _unique(keys: I64, bound: int) -> tuple[I64, I64]:
-    """np.unique with inverse; marks instead of sorting where the keys are dense enough."""
-    if bound > 8 * keys.size:
-        found, inverse = np.unique(keys, return_inverse=True)
-        return found, inverse.astype(np.int64)
-    seen = np.zeros(bound, dtype=np.bool_)
-    seen[keys] = True
-    rank = np.cumsum(seen) - 1
-    return np.flatnonzero(seen), rank[keys]
+    return TouchedRows(rows, lane_offsets, index, start)

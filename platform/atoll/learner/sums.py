@@ -7,18 +7,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from atoll.errors import AggregationError
+from atoll.learner.partials import LOSS_BOUND, LaneFacts, partials_of
 from atoll.learner.rows import TouchedRows
 from atoll.messages import Block, PartialSum, RowSum
-from atoll.plan import METRIC_EXPONENT, Grid
+from atoll.plan import Grid
 
 __all__ = ["partial_sums"]
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-_METRIC_SCALE = 2.0**METRIC_EXPONENT
-#: A mean loss beyond this counts as diverged: it could not be summed exactly on the metric grid.
-_LOSS_BOUND = 1e6
 #: Elements summed at a time, to keep the float64 copy in the second-level cache.
 _CHUNK = 1 << 16
 
@@ -54,7 +51,7 @@ def partial_sums(
         norm_sq = norm_sq + _lane_totals(per_row, rows.lane_offsets)
     norm = np.sqrt(norm_sq)
     is_healthy = np.isfinite(norm) & (norm <= grid.delta_bound) & np.isfinite(mean_loss)
-    is_healthy &= np.abs(mean_loss) <= _LOSS_BOUND
+    is_healthy &= np.abs(mean_loss) <= LOSS_BOUND
     if not is_healthy.all():
         keep = torch.from_numpy(is_healthy).to(deltas_LP.device)
         deltas_LP = torch.where(keep.unsqueeze(1), deltas_LP, torch.zeros_like(deltas_LP))
@@ -63,23 +60,11 @@ def partial_sums(
     steps = np.unique(block.step)
     members = block.step[None, :] == steps[:, None]
     dense = _dense_sums(deltas_LP, members * block.weight, grid)
-    values = np.stack(
-        [mean_loss, norm, norm * norm, is_healthy * (epochs * block.num_examples), is_healthy * local_steps]
-    )
-    metrics = _metric_units(values)
-    lost = np.rint(block.example_weight * ~is_healthy * _METRIC_SCALE).astype(np.int64)
-    return tuple(
-        PartialSum(
-            step=int(step),
-            num_lanes=int(members[index].sum()),
-            num_diverged=int((~is_healthy & members[index]).sum()),
-            lost_weight=int(lost[members[index]].sum()),
-            dense=dense[index],
-            tables=() if rows is None else (_row_sum(rows, members[index] & is_healthy, block.weight, grid),),
-            metrics=metrics[:, members[index]].sum(axis=1),
-        )
-        for index, step in enumerate(steps)
-    )
+    facts = LaneFacts(mean_loss, norm, is_healthy, local_steps, epochs * block.num_examples)
+    tables = [
+        () if rows is None else (_row_sum(rows, is_member & is_healthy, block.weight, grid),) for is_member in members
+    ]
+    return partials_of(block, steps, dense, tables, facts)
 
 
 def _dense_sums(deltas_LP: Tensor, weights: F64, grid: Grid) -> I64:
@@ -91,21 +76,6 @@ def _dense_sums(deltas_LP: Tensor, weights: F64, grid: Grid) -> I64:
         part = deltas_LP[:, begin : begin + width].double()
         out[:, begin : begin + width] = (weights_SL @ part).round_().to(torch.int64).cpu().numpy()
     return out
-
-
-def _metric_units(values: F64) -> I64:
-    """Values [M, L] on the metric grid.
-
-    Raises:
-        AggregationError: their sum over lanes does not fit int64 (a delta_bound beyond reason).
-    """
-    units = np.rint(values * _METRIC_SCALE)
-    if units.sum(axis=1).max() >= 2.0**62:
-        raise AggregationError(
-            f"a client metric of {values.max():.3g} does not fit the exact metric grid (2**-{METRIC_EXPONENT} in "
-            "int64); lower aggregation.delta_bound, so that such clients count as diverged"
-        )
-    return units.astype(np.int64)
 
 
 def _row_sum(rows: TouchedRows, is_member: npt.NDArray[np.bool_], weight: F64, grid: Grid) -> RowSum:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from atoll import rng
+from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.schedules import ConstantRate, Rate
 
-__all__ = ["METRICS", "ClientWork", "example_order"]
+__all__ = ["METRICS", "ClientWork", "Gather", "Trainer", "example_order"]
+
+#: (client ids int64 [L], positions int64 [L, N]) → "x" [L, N, …], "y" [L, N], optionally "c" [L, N, G]
+Gather = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any]]]
 
 #: Per-client values that are summed exactly, in this order: mean loss over its local steps, L2 norm of its delta and
 #: its square, examples seen (epochs · n), local steps. A diverged client adds zeros.
@@ -40,6 +46,18 @@ class ClientWork:
     proximal_mu: float = 0.0
     short_batch_scaling: bool = False
     schedule: Rate = field(default_factory=ConstantRate)
+
+
+class Trainer(Protocol):
+    """What trains blocks: the three learners. A result is a function of the block and its start versions."""
+
+    def train(self, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
+        """Trains every lane of `block` from its start version; one PartialSum per server step, steps ascending."""
+        ...
+
+    def train_all(self, blocks: Sequence[Block], versions: Mapping[int, ModelVersion]) -> list[BlockResult]:
+        """The same of several blocks: results that cover them, in order; some may be summed together already."""
+        ...
 
 
 def example_order(

@@ -13,7 +13,7 @@ from atoll.errors import Problem, SpecError
 from atoll.models.lanes import Gradients, LocalRows, Params, autograd_gradients
 from atoll.models.shapes import Custom, ModelInputs, ParameterShape, shape_of
 
-__all__ = ["CustomLanes", "custom_module", "custom_parameters"]
+__all__ = ["CustomLanes", "custom_module", "custom_parameters", "draws", "fits_lanes"]
 
 _PLACE = "model.factory"
 
@@ -47,6 +47,21 @@ def custom_module(settings: Custom) -> torch.nn.Module:
     return made.float()
 
 
+def draws(module: torch.nn.Module) -> bool:
+    """Whether the module draws random numbers while it trains."""
+    parts = list(module.modules())
+    return any(part.p > 0 for part in parts if isinstance(part, torch.nn.modules.dropout._DropoutNd)) or any(
+        part.dropout > 0 for part in parts if isinstance(part, torch.nn.RNNBase)
+    )
+
+
+def fits_lanes(settings: Custom) -> bool:
+    """Whether lanes gain: neither large kernels (convolutions, recurrent cells), nor numbers drawn, inside."""
+    module = custom_module(settings)
+    heavy = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
+    return not draws(module) and not any(isinstance(part, heavy) for part in module.modules())
+
+
 def custom_parameters(settings: Custom, inputs: ModelInputs) -> list[ParameterShape]:
     """Names and shapes of the module's parameters."""
     del inputs
@@ -60,6 +75,8 @@ class CustomLanes:
         self.shape = shape_of(settings, inputs)
         self._settings = settings
         self._module = custom_module(settings)
+        # lanes share one generator: what a client draws would depend on its company; in evaluation mode none does
+        self._module.eval()
         self.reads_codes = bool(inputs.category_sizes)
 
     def logits(self, params: Params, rows: LocalRows | None, batch: Mapping[str, Tensor]) -> Tensor:
@@ -72,8 +89,6 @@ class CustomLanes:
             found: Tensor = functional_call(self._module, weights, values)
             return found
 
-        # Dropout draws per lane; it is not keyed, so modules are called in evaluation mode.
-        self._module.eval()
         found = vmap(one)(dict(params), *arguments)
         return found.reshape(*batch["x"].shape[:2], self.shape.num_outputs)
 

@@ -2,7 +2,7 @@
 
 from atoll.plan.blocks import Weigh, cut_blocks, lookahead_steps
 from atoll.plan.grid import METRIC_EXPONENT, Grid
-from atoll.plan.lanes import DeviceClass, auto_lanes, profile_digest
+from atoll.plan.lanes import DeviceClass, Kernel, auto_lanes, profile_digest
 from atoll.plan.planner import Planner, PlanSettings, StepPlan, Window
 from atoll.plan.summary import PlanSummary, SummaryBuilder, check_memory
 
@@ -10,6 +10,7 @@ __all__ = [
     "METRIC_EXPONENT",
     "DeviceClass",
     "Grid",
+    "Kernel",
     "PlanSettings",
     "PlanSummary",
     "Planner",

@@ -23,11 +23,11 @@ from atoll.runtime.aggregating import DurableAggregator
 from atoll.runtime.parts import Publisher
 from atoll.runtime.publishing import Batch, Sending
 from atoll.runtime.store import Files, SnapshotRecord
-from atoll.runtime.work import evaluate_version, train_block
+from atoll.runtime.work import evaluate_version, train_blocks
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
-    from atoll.learner import Learner
+    from atoll.learner import Trainer
 
 __all__ = ["AggregatorShell", "ClientPool", "TrackerShell"]
 
@@ -39,7 +39,7 @@ class _Tenant:
     """What a pool holds for one run."""
 
     epoch: int
-    learner: Learner
+    learner: Trainer
     make_evaluator: Callable[[], Evaluator]
     evaluator: Evaluator | None = None
     versions: dict[int, ModelVersion] = dataclasses.field(default_factory=dict)
@@ -67,7 +67,7 @@ class ClientPool:
         self._tenants: dict[int, _Tenant] = {}
 
     def open(
-        self, run: int, make_learner: Callable[[], Learner], make_evaluator: Callable[[], Evaluator], epoch: int
+        self, run: int, make_learner: Callable[[], Trainer], make_evaluator: Callable[[], Evaluator], epoch: int
     ) -> tuple[str, int]:
         """Prepares run number `run` for the coordinator of this epoch, forgetting what had the number before.
 
@@ -101,7 +101,7 @@ class ClientPool:
         tenant = self._tenant(run, epoch)
         tenant.take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
         try:
-            merged = merge_results([train_block(tenant.learner, block, tenant.versions) for block in blocks])
+            merged = merge_results(train_blocks(tenant.learner, blocks, tenant.versions))
         except ClientWorkError as error:
             _release_memory(error)
             return error, None

@@ -35,7 +35,7 @@ from atoll.runtime.publishing import Sending
 from atoll.runtime.recorder import checkpoint_artifact, result_of
 from atoll.runtime.stopping import StopSignal
 from atoll.runtime.store import Journal
-from atoll.runtime.work import evaluate_version, train_block
+from atoll.runtime.work import evaluate_version, train_blocks
 
 __all__ = ["run_inline", "run_inline_together"]
 
@@ -223,7 +223,7 @@ class _Inline:
             if isinstance(call, Evaluate):
                 metrics = evaluate_version(self._evaluator, self._versions[call.version])
             else:
-                results = [train_block(self._learner, block, self._versions) for block in call.blocks]
+                results = train_blocks(self._learner, call.blocks, self._versions)
         except ClientWorkError as error:
             yield failed_call(call.call, error)
             return

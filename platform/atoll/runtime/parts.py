@@ -18,7 +18,7 @@ from atoll.runtime.store import Artifact, Files, Journal, MetricRow
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
-    from atoll.learner import Learner
+    from atoll.learner import Trainer
 
 __all__ = ["Durability", "Outcome", "Parts", "Publisher", "RunResult", "TimelineFile"]
 
@@ -87,7 +87,7 @@ class Parts:
     durability: Durability
     make_planner: Callable[[], Planner]
     make_aggregator: Callable[[AggregatorState | None], Aggregator]
-    make_learner: Callable[[], Learner]
+    make_learner: Callable[[], Trainer]
     make_evaluator: Callable[[], Evaluator]
     make_journal: Callable[[], Journal]
     make_snapshot_files: Callable[[], Files]

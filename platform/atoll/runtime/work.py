@@ -1,9 +1,9 @@
-"""One block or one evaluation, with a foreign exception turned into a ClientWorkError that tells its story."""
+"""Blocks of a call, or one evaluation, with a foreign exception turned into a ClientWorkError that tells its story."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,42 +13,44 @@ from atoll.messages import Block, BlockResult, ModelVersion
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
-    from atoll.learner import Learner
+    from atoll.learner import Trainer
 
-__all__ = ["evaluate_version", "train_block"]
+__all__ = ["evaluate_version", "train_blocks"]
 
 
-def train_block(learner: Learner, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
-    """`learner.train`.
+def train_blocks(learner: Trainer, blocks: Sequence[Block], versions: Mapping[int, ModelVersion]) -> list[BlockResult]:
+    """`learner.train_all`.
 
     Raises:
         ClientWorkError: client code raised. Every lane is then trained alone, to name the client that is to blame.
     """
     try:
-        return learner.train(block, versions)
+        return learner.train_all(blocks, versions)
     except AtollError:
         raise
     except Exception as error:
         if _is_out_of_memory(error):
-            story = f"block {block.block_id} of {block.num_lanes} lanes does not fit into memory"
+            lanes, ids = sum(block.num_lanes for block in blocks), [block.block_id for block in blocks]
+            what = f"block {ids[0]}" if len(ids) == 1 else f"blocks {ids}"
+            story = f"{what} of {lanes} lanes does not fit into memory"
             message = f"client work raised {type(error).__name__}: {error}"
             raise ClientWorkError(message, story, is_out_of_memory=True) from error
-        raise _told(learner, block, versions, error, traceback.format_exc()) from error
+        raise _told(learner, blocks, versions, error, traceback.format_exc()) from error
 
 
 def _told(
-    learner: Learner, block: Block, versions: Mapping[int, ModelVersion], error: Exception, trace: str
+    learner: Trainer, blocks: Sequence[Block], versions: Mapping[int, ModelVersion], error: Exception, trace: str
 ) -> ClientWorkError:
-    task_id, where = None, f"block {block.block_id} with clients {block.client_id[:8].tolist()}"
+    task_id, block = None, blocks[0]
+    where = f"block {block.block_id} with clients {block.client_id[:8].tolist()}"
     where += "…; none of them raises alone" if block.num_lanes > 8 else "; none of them raises alone"
-    for index in range(block.num_lanes):
-        alone = block.lane(index)
+    for alone in (block.lane(index) for block in blocks for index in range(block.num_lanes)):
         try:
             learner.train(alone, versions)
         except Exception as found:
             error, trace = found, traceback.format_exc()
             task_id = int(alone.task_id[0])
-            where = f"client {int(alone.client_id[0])}, task {task_id}, block {block.block_id}"
+            where = f"client {int(alone.client_id[0])}, task {task_id}, block {alone.block_id}"
             block = alone
             break
     story = (

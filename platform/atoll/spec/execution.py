@@ -60,6 +60,11 @@ class RuntimeSection(Section):
     """What both runtimes share."""
 
     device_class: Literal["cpu", "cuda"] = Field(default="cpu", description="Where blocks are trained.")
+    kernel: Literal["auto", "compiled", "lanes", "single"] = Field(
+        default="auto",
+        description="What trains a block: compiled code (logistic, mlp, wide_deep, dlrm without history, on CPUs), all "
+        "its clients at once in torch, or one after another in torch (cnn, char_lstm, custom); auto: the fastest.",
+    )
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         default="auto", description="Clients trained at once in a block, W; auto: from the profile table."
     )

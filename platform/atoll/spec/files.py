@@ -27,9 +27,14 @@ __all__ = ["arms", "derived", "digest", "dump", "identity", "load", "parse", "to
 
 #: what decides neither a bit of the model nor a row of evaluation (design.md 9.4)
 _OUTSIDE_IDENTITY = ("name", "stop", "tracking", "comparison", "runtime")
-_RUNTIME_IDENTITY = ("lanes", "device_class")
+_RUNTIME_IDENTITY = ("lanes", "device_class", "kernel")
 #: fields that came later, with the value that means what specs meant without them: at it, the identity stays as it was
-_ADDED: Mapping[str, Any] = {"data.attributes": [], "clusters.only": None, "evaluation.server_share": 0.0}
+_ADDED: Mapping[str, Any] = {
+    "data.attributes": [],
+    "clusters.only": None,
+    "evaluation.server_share": 0.0,
+    "runtime.kernel": "lanes",
+}
 #: fields that only refuse: what they let pass has the same bits whatever their value
 _ONLY_CHECKS = ("population.device_memory_bytes",)
 
@@ -278,7 +283,8 @@ def digest(spec: Spec) -> str:
     """SHA-256, in hex, of what decides the result, as canonical JSON.
 
     Outside it: name, stop, ensemble, tracking, comparison, population.device_memory_bytes, and of runtime all but
-    lanes and device_class, since Ray and inline, and any number of workers, end in the same bits (design.md 9.1, 9.4).
+    lanes, kernel and device_class, since Ray and inline, and any number of workers, end in the same bits (design.md
+    9.1, 9.4).
 
     Purity: pure.
     """

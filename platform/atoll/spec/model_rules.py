@@ -7,13 +7,15 @@ from typing import Any
 
 from atoll.errors import Problem
 from atoll.spec.data import MovielensData
+from atoll.spec.execution import RuntimeSection
 from atoll.spec.training import DlrmModel, Model, WideDeepModel
 
-__all__ = ["model_findings"]
+__all__ = ["kernel_findings", "model_findings"]
 
 #: (paths that the rule reads, the problem)
 Finding = tuple[tuple[str, ...], Problem]
 
+_COMPILED, _SINGLE = ("logistic", "mlp", "wide_deep", "dlrm"), ("cnn", "char_lstm", "custom")
 _NEEDS = {"cnn": ("arrays", "custom"), "char_lstm": ("shakespeare", "custom")}
 
 
@@ -40,6 +42,20 @@ def model_findings(model: Model, data: Any) -> Iterator[Finding]:
         yield _misfit(model.kind, kind, f"data.kind {' or '.join(_NEEDS[model.kind])} for {model.kind}")
     elif kind == "shakespeare" and model.kind not in ("char_lstm", "custom"):
         yield _misfit(model.kind, kind, "model.kind char_lstm or custom for shakespeare")
+
+
+def kernel_findings(runtime: RuntimeSection, model: Model) -> Iterator[Finding]:
+    """Whether there is such a kernel for the model."""
+    paths = ("runtime.kernel", "runtime.device_class", "model.kind", "model.history")
+    kernel, kind = runtime.kernel, model.kind
+    has_history = isinstance(model, DlrmModel) and model.history
+    if kernel == "compiled" and (kind not in _COMPILED or has_history or runtime.device_class != "cpu"):
+        found = f"compiled for {kind}{' with history' if has_history else ''} on {runtime.device_class}"
+        rule = f"a kernel that there is: compiled for {', '.join(_COMPILED)} without history, on cpu"
+        yield paths, Problem("runtime.kernel", found, rule, hint="Leave it at auto")
+    if kernel == "single" and kind not in _SINGLE:
+        rule = f"a kernel that there is: single for {', '.join(_SINGLE)}"
+        yield paths, Problem("runtime.kernel", f"single for {kind}", rule, hint="Leave it at auto")
 
 
 def _misfit(model: str, data: str, rule: str) -> Finding:

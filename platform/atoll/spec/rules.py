@@ -12,7 +12,7 @@ from atoll.errors import Problem
 from atoll.spec.data import CustomData, ParquetData, SyntheticData
 from atoll.spec.ensemble_rules import ensemble_findings
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
-from atoll.spec.model_rules import model_findings
+from atoll.spec.model_rules import kernel_findings, model_findings
 from atoll.spec.population import AttributeClusters, Clusters, Population, RandomClusters
 from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
 
@@ -54,8 +54,11 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
     for name in ("data", "model"):
         if isinstance(section := get(name), CustomData | CustomModel):
             findings += _arguments(f"{name}.arguments", section.arguments)
-    if isinstance(runtime := get("runtime"), RayRuntime):
+    runtime = get("runtime")
+    if isinstance(runtime, RayRuntime):
         findings += _runtime(runtime)
+    if runtime and model:
+        findings += kernel_findings(runtime, model)
     if comparison := get("comparison"):
         findings += _comparison(comparison, get("name") or "")
     return [problem for paths, problem in findings if not any(_is_in(path, distrusted) for path in paths)]

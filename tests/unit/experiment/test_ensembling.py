@@ -126,9 +126,13 @@ def test_a_leaf_that_fails_is_named_and_goes_on_alone(uri: str, tmp_path: Path, 
             self._inner = inner
 
         def train(self, block, versions):
+            (found,) = self.train_all([block], versions)
+            return found
+
+        def train_all(self, blocks, versions):
             if fails:
                 raise RuntimeError("no such sensor")
-            return self._inner.train(block, versions)
+            return self._inner.train_all(blocks, versions)
 
     def learner(spec: sp.Spec, identity: str):
         found = build(spec, identity)

@@ -13,7 +13,7 @@ from atoll.errors import AggregationError
 from atoll.learner import METRICS, ClientWork, Learner
 from atoll.messages import Block, BlockResult, ModelVersion, PartialSum
 from atoll.plan import METRIC_EXPONENT, Grid
-from lane_kit import GRID, KINDS, Kind, block_of, by_name, gather_of, lane_deltas, learner_of
+from lane_kit import GRID, LEARNERS, Kind, block_of, by_name, gather_of, lane_deltas, learner_of
 
 SIZES = [21, 16, 9, 8, 3, 1]
 
@@ -37,7 +37,7 @@ def metric(result: BlockResult, name: str) -> np.ndarray:
     return np.array([p.metrics[METRICS.index(name)] for p in result.partials]) / 2.0**METRIC_EXPONENT
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.name)
 def test_bits_depend_on_the_block_alone(kind: Kind) -> None:
     versions = {0: kind.version(), 3: kind.version(3)}
     block = block_of(SIZES, start_version=[0, 3, 3, 0, 3, 0], step=[7, 8, 7, 7, 8, 7], weight=[1, 0.5, 0.7, 1, 0.3, 2])
@@ -49,7 +49,7 @@ def test_bits_depend_on_the_block_alone(kind: Kind) -> None:
     assert as_bytes(learner_of(kind, work_of(kind)).train(block, versions)) == first
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.name)
 def test_versions_are_never_written_to(kind: Kind) -> None:
     version = kind.version()
     for array in (version.dense, *version.tables):

@@ -20,6 +20,9 @@ class Echo:
         assert {int(version) for version in block.start_version} <= set(versions)
         return BlockResult((block.block_id,), ())
 
+    def train_all(self, blocks: list[Block], versions: dict[int, ModelVersion]) -> list[BlockResult]:
+        return [self.train(block, versions) for block in blocks]
+
     def evaluate(self, model: ModelVersion) -> Evaluation:
         return Evaluation(model.version, {"eval/loss": float(model.version)})
 

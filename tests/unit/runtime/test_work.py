@@ -11,7 +11,7 @@ import pytest
 from atoll.errors import AggregationError, ClientWorkError
 from atoll.evaluation import Evaluation
 from atoll.messages import Block, BlockResult, ModelVersion
-from atoll.runtime.work import evaluate_version, train_block
+from atoll.runtime.work import evaluate_version, train_blocks
 
 MODEL = ModelVersion(3, np.zeros(1, dtype=np.float32))
 VERSIONS = {3: MODEL}
@@ -34,6 +34,9 @@ class Picky:
             raise self.error
         return BlockResult((block.block_id,), ())
 
+    def train_all(self, blocks: list[Block], versions) -> list[BlockResult]:
+        return [self.train(block, versions) for block in blocks]
+
     def evaluate(self, model: ModelVersion) -> Evaluation:
         raise self.error
 
@@ -48,14 +51,14 @@ def block_of(*clients: int) -> Block:
 
 def told(learner: Picky, block: Block) -> ClientWorkError:
     with pytest.raises(ClientWorkError) as caught:
-        train_block(learner, block, VERSIONS)  # type: ignore[arg-type]
+        train_blocks(learner, [block], VERSIONS)  # type: ignore[arg-type]
     error = pickle.loads(pickle.dumps(caught.value))
     assert vars(error) == vars(caught.value), "it crosses processes whole"
     return error
 
 
 def test_work_that_does_not_raise_is_passed_on() -> None:
-    assert train_block(Picky(ValueError(), 9), block_of(1, 2), VERSIONS).block_ids == (17,)  # type: ignore[arg-type]
+    assert train_blocks(Picky(ValueError(), 9), [block_of(1, 2)], VERSIONS)[0].block_ids == (17,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("guilty", [0, 2, 4])
@@ -71,6 +74,13 @@ def test_the_guilty_client_is_named_with_its_task(guilty: int) -> None:
     assert "raise self.error" in error.story
     assert not error.is_out_of_memory
     assert learner.lanes == [5] + [1] * (guilty + 1), "alone, one after the other, up to the first that raises"
+
+
+def test_of_several_blocks_the_guilty_client_is_found_too() -> None:
+    second = dataclasses.replace(block_of(44, 55), block_id=18)
+    with pytest.raises(ClientWorkError) as caught:
+        train_blocks(Picky(ValueError("no such label"), 55), [block_of(11, 22), second], VERSIONS)  # type: ignore[arg-type]
+    assert "client 55, task 101, block 18" in caught.value.story
 
 
 def test_where_none_raises_alone_all_are_named() -> None:
@@ -103,14 +113,14 @@ def test_torch_names_it_so() -> None:
 
 def test_what_atoll_raises_on_purpose_passes() -> None:
     with pytest.raises(AggregationError, match="overflow"):
-        train_block(Picky(AggregationError("overflow"), 1), block_of(1), VERSIONS)  # type: ignore[arg-type]
+        train_blocks(Picky(AggregationError("overflow"), 1), [block_of(1)], VERSIONS)  # type: ignore[arg-type]
     with pytest.raises(AggregationError, match="overflow"):
         evaluate_version(Picky(AggregationError("overflow")), MODEL)  # type: ignore[arg-type]
 
 
 def test_ctrl_c_passes() -> None:
     with pytest.raises(KeyboardInterrupt):
-        train_block(Picky(KeyboardInterrupt(), 1), block_of(1), VERSIONS)  # type: ignore[arg-type]
+        train_blocks(Picky(KeyboardInterrupt(), 1), [block_of(1)], VERSIONS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("error", "is_memory"), [(ValueError("odd"), False), (MemoryError("odd"), True)], ids=repr)
