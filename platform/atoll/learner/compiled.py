@@ -56,6 +56,8 @@ class CompiledLearner:
     ) -> None:
         self._program: Program = program_of(settings, inputs)
         self._gather, self._work, self._grid = gather, work, grid
+        #: version → (its weights, the same in the kernels' order)
+        self._starts: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
         self._local = Local(
             np.uint64(rng.key(seed, "shuffle")), work.epochs, work.batch_size, work.short_batch_scaling,
             float(work.momentum), float(work.weight_decay), float(work.proximal_mu), float(grid.delta_bound),
@@ -83,7 +85,8 @@ class CompiledLearner:
         examples = self._gather(block.client_id, positions)
         x = np.ascontiguousarray(examples["x"], dtype=np.float32).reshape(lanes, width, -1)
         unique, which = np.unique(block.start_version, return_inverse=True)
-        start = np.stack([program.into(versions[int(version)].dense) for version in unique])
+        start = np.stack([self._start(versions[int(version)]) for version in unique])
+        self._starts = {version: self._starts[version] for version in unique.tolist()}
         rates = np.array([work.lr * work.schedule.factor(int(version)) for version in unique], dtype=np.float32)
         rows = self._rows(block, examples, versions)
         trained = rows.start.copy()
@@ -104,6 +107,14 @@ class CompiledLearner:
         tables = self._row_sums(block, rows, trained, slots, len(steps), found.is_healthy)
         partials = partials_of(block, steps, program.back(found.sums), tables, facts)
         return BlockResult(tuple(one.block_id for one in blocks), partials)
+
+    def _start(self, model: ModelVersion) -> npt.NDArray[np.float32]:
+        """Its weights in the kernels' order; those of the last call are kept."""
+        source, turned = self._starts.get(model.version, (None, None))
+        if turned is None or source is not model.dense:
+            turned = self._program.into(model.dense)
+            self._starts[model.version] = (model.dense, turned)
+        return turned
 
     def _rows(
         self, block: Block, examples: Mapping[str, npt.NDArray[np.int64]], versions: Mapping[int, ModelVersion]

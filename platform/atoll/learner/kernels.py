@@ -114,28 +114,46 @@ class _Scratch(NamedTuple):
 
 @_njit
 def _times(a, w, out):
-    """out [B, O] += a [B, I] @ w [I, O], eight rows of w at a time, vectorised over O."""
-    inputs, outputs = w.shape
-    for n in range(a.shape[0]):
+    """out [B, O] += a [B, I] @ w [I, O], four examples by four rows of w at a time, vectorised over O."""
+    batch, (inputs, outputs) = a.shape[0], w.shape
+    n = 0
+    while n + 4 <= batch:
         i = 0
-        while i + 8 <= inputs:
+        while i + 4 <= inputs:
             a0, a1, a2, a3 = a[n, i], a[n, i + 1], a[n, i + 2], a[n, i + 3]
-            a4, a5, a6, a7 = a[n, i + 4], a[n, i + 5], a[n, i + 6], a[n, i + 7]
+            b0, b1, b2, b3 = a[n + 1, i], a[n + 1, i + 1], a[n + 1, i + 2], a[n + 1, i + 3]
+            c0, c1, c2, c3 = a[n + 2, i], a[n + 2, i + 1], a[n + 2, i + 2], a[n + 2, i + 3]
+            d0, d1, d2, d3 = a[n + 3, i], a[n + 3, i + 1], a[n + 3, i + 2], a[n + 3, i + 3]
             for o in range(outputs):
-                out[n, o] += (
-                    a0 * w[i, o] + a1 * w[i + 1, o] + a2 * w[i + 2, o] + a3 * w[i + 3, o]
-                    + a4 * w[i + 4, o] + a5 * w[i + 5, o] + a6 * w[i + 6, o] + a7 * w[i + 7, o]
-                )  # fmt: skip
-            i += 8
-        while i + 2 <= inputs:
-            a0, a1 = a[n, i], a[n, i + 1]
+                w0, w1, w2, w3 = w[i, o], w[i + 1, o], w[i + 2, o], w[i + 3, o]
+                out[n, o] += a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
+                out[n + 1, o] += b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
+                out[n + 2, o] += c0 * w0 + c1 * w1 + c2 * w2 + c3 * w3
+                out[n + 3, o] += d0 * w0 + d1 * w1 + d2 * w2 + d3 * w3
+            i += 4
+        while i < inputs:
+            a0, b0, c0, d0 = a[n, i], a[n + 1, i], a[n + 2, i], a[n + 3, i]
             for o in range(outputs):
-                out[n, o] += a0 * w[i, o] + a1 * w[i + 1, o]
-            i += 2
-        if i < inputs:
+                w0 = w[i, o]
+                out[n, o] += a0 * w0
+                out[n + 1, o] += b0 * w0
+                out[n + 2, o] += c0 * w0
+                out[n + 3, o] += d0 * w0
+            i += 1
+        n += 4
+    while n < batch:
+        i = 0
+        while i + 4 <= inputs:
+            a0, a1, a2, a3 = a[n, i], a[n, i + 1], a[n, i + 2], a[n, i + 3]
+            for o in range(outputs):
+                out[n, o] += a0 * w[i, o] + a1 * w[i + 1, o] + a2 * w[i + 2, o] + a3 * w[i + 3, o]
+            i += 4
+        while i < inputs:
             a0 = a[n, i]
             for o in range(outputs):
                 out[n, o] += a0 * w[i, o]
+            i += 1
+        n += 1
 
 
 @_njit
