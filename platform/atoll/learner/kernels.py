@@ -19,7 +19,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CHAIN", "DLRM", "Examples", "Found", "Lanes", "Local", "Wiring", "add_units", "train_lanes"]
+__all__ = ["CHAIN", "DLRM", "Examples", "Found", "Lanes", "Local", "Wiring", "add_units", "square_norm", "train_lanes"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -501,7 +501,8 @@ def _descend(values, gradient, velocity, start, lr, local):
 
 
 @_njit
-def _square_norm(start, values):
+def square_norm(start, values):
+    """Σ (start − values)² over flat arrays, in float64."""
     total = 0.0
     for p in range(len(values)):
         change = float(start[p] - values[p])
@@ -600,7 +601,7 @@ def train_lanes(wiring, examples, lanes, local, start, rows_start, rows, found):
         total, done = _client(wiring, scratch, examples, lane, lanes, local, first, own_start, own)
         flat, flat_start = own.reshape(own.size), own_start.reshape(own.size)
         found.loss[lane], found.steps[lane] = total / done, done
-        norm = math.sqrt(_square_norm(first, scratch.params) + _square_norm(flat_start, flat))
+        norm = math.sqrt(square_norm(first, scratch.params) + square_norm(flat_start, flat))
         found.norm[lane] = norm
         found.is_healthy[lane] = norm <= local.bound and abs(found.loss[lane]) <= _LOSS_BOUND
         if found.is_healthy[lane]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from atoll import rng
-from atoll.learner.kernels import add_units
+from atoll.learner.kernels import add_units, square_norm
 from atoll.learner.partials import LOSS_BOUND, LaneFacts, partials_of
 from atoll.learner.work import ClientWork, Gather, example_order
 from atoll.messages import Block, BlockResult, ModelVersion
@@ -53,6 +53,8 @@ class SingleLearner:
         self._weights = torch.zeros(size, device=self._device)
         self._gradient, self._velocity = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         self._flatten(model)
+        #: whether images may come with their channels last; None: not tried yet
+        self._takes_channels_last: bool | None = None
 
     def _flatten(self, model: LaneModel) -> None:
         """Makes every parameter, and its gradient, a view of the flat tensors."""
@@ -92,11 +94,12 @@ class SingleLearner:
                 order = [found[lane, : block.num_examples[lane]] for found in orders]
                 rate = self._work.lr * self._work.schedule.factor(int(block.start_version[lane]))
                 loss[lane], local_steps[lane] = self._client(start, of_lane, order, rate, int(block.task_id[lane]))
-                norm[lane] = torch.linalg.vector_norm(start - self._weights, dtype=torch.float64).item()
+                before, after = start.cpu().numpy(), self._weights.cpu().numpy()
+                norm[lane] = np.sqrt(square_norm(before, after))
                 is_healthy[lane] = norm[lane] <= self._grid.delta_bound and abs(loss[lane]) <= LOSS_BOUND
                 if is_healthy[lane]:
                     scale = float(block.weight[lane]) * self._grid.scale
-                    add_units(start.cpu().numpy(), self._weights.cpu().numpy(), scale, sums[slots[lane]])
+                    add_units(before, after, scale, sums[slots[lane]])
         facts = LaneFacts(loss, norm, is_healthy, local_steps, self._work.epochs * block.num_examples)
         return BlockResult((block.block_id,), partials_of(block, steps, sums, [()] * len(steps), facts))
 
@@ -131,7 +134,7 @@ class SingleLearner:
     def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean loss of a batch; leaves its gradient in the flat tensor."""
         self._gradient.zero_()
-        inputs = [batch[name] for name in ("x", "c") if name in batch]
+        inputs = [self._laid_out(batch[name]) for name in ("x", "c") if name in batch]
         logits = self._module(*inputs)
         if self._task == "binary":
             score = logits.view(-1)
@@ -140,6 +143,22 @@ class SingleLearner:
             loss = torch.nn.functional.cross_entropy(logits, batch["y"])
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """Images with their channels last, which convolutions on CPUs prefer, where the module takes them so."""
+        if x.ndim != 4 or self._device.type != "cpu":
+            return x
+        laid_out = x.contiguous(memory_format=torch.channels_last)
+        if self._takes_channels_last is None:
+            self._module.eval()
+            try:
+                with torch.no_grad():
+                    self._module(laid_out)
+                self._takes_channels_last = True
+            except RuntimeError:  # a module may ask for a view that only the ordinary layout has
+                self._takes_channels_last = False
+            self._module.train()
+        return laid_out if self._takes_channels_last else x
 
     def _descend(self, start: Tensor, rate: float) -> None:
         """One step of SGD with weight decay, the proximal pull and momentum, on the flat tensors."""

@@ -55,3 +55,30 @@ def test_the_generator_of_others_is_left_as_it_was(monkeypatch) -> None:
     before = torch.random.get_rng_state()
     learner_of(kind, WORK).train(block_of([9]), {0: kind.version()})
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Viewing(torch.nn.Module):
+    """Asks for a view that only images with channels first have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.output = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4 * 4 * 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.conv(x).view(len(x), -1))
+
+
+class Flattening(Viewing):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.conv(x).flatten(1))
+
+
+def test_a_module_that_needs_the_ordinary_layout_gets_it(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(__file__.rsplit("/", 1)[0])
+    inputs = ModelInputs("multiclass", 3, (3, 6, 4))
+    found = []
+    for name in ("Viewing", "Flattening"):
+        kind = Kind(name, Custom(f"test_single_learner:{name}"), inputs, kernel="single")
+        (delta,) = lane_deltas(kind, learner_of(kind, WORK), block_of([17]), {0: kind.version()})
+        found.append(delta.dense)
+    np.testing.assert_allclose(*found, atol=1e-6)
