@@ -11,13 +11,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison, run_ensemble
+    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison, run_ensemble, tune
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "load", "plan", "replay", "resume", "run", "run_comparison", "run_ensemble"]
+__all__ = ["__version__", "export", "load", "plan", "replay", "resume", "run", "run_comparison", "run_ensemble", "tune"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,3 +29,18 @@ def __getattr__(name: str) -> Any:
 
         return getattr(experiment, name)
     raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+
+
+class _Atoll(ModuleType):
+    """`atoll.plan` is the function, also once the room of that name is imported, which would put itself there."""
+
+    @property
+    def plan(self) -> Any:
+        return __getattr__("plan")
+
+    @plan.setter
+    def plan(self, room: ModuleType) -> None:
+        """The import system sets it; `from atoll.plan import …` does not read it."""
+
+
+sys.modules[__name__].__class__ = _Atoll

@@ -1,4 +1,4 @@
-"""What people see of their folder of runs, and of a client that trained again."""
+"""What people see of their folder of runs, of a client that trained again, and of kernels measured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.table import Table
 from atoll.cli.show import byte_text
 
 if TYPE_CHECKING:
-    from atoll.experiment import Entry, Pruned, Replay
+    from atoll.experiment import Entry, Pruned, Replay, Timing, Tuned
 
-__all__ = ["listing", "pruned", "replayed"]
+__all__ = ["listing", "pruned", "replayed", "timing", "tuned"]
 
 _console = Console(highlight=False)
 #: rows of the list stay whole, whatever the terminal: a folder's name that is cut cannot be copied
@@ -108,3 +108,15 @@ def replayed(found: Replay) -> None:
     for row in rows:
         table.add_row(*row)
     _console.print(table)
+
+
+def timing(found: Timing) -> None:
+    """One line per measurement."""
+    _console.print(f"{found.kernel:9} {found.lanes:4} lanes  {found.client_updates_per_s:12,.0f} client updates/s")
+
+
+def tuned(found: Tuned) -> None:
+    """What was best, and how to use it."""
+    kernel, lanes = found.default
+    _console.print(f"Fastest: {found.best.kernel}, {found.best.lanes} lanes; without a table: {kernel}, {lanes} lanes.")
+    _console.print(f"In {found.path}; use it with runtime.profile={found.path}", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`atoll runs | replay`: what lies under ./runs, making room there, and one client again in a debugger."""
+"""`atoll runs | replay | tune`: the folder of runs, one client again in a debugger, the fastest kernel here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import bdb
 import inspect
 import json
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from atoll.errors import AtollError
 
-__all__ = ["add_to", "replay", "runs"]
+__all__ = ["add_to", "replay", "runs", "tune"]
 
 #: entries that are shown without --all
 _SHOWN = 20
@@ -23,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands."""
-    for command in (runs, replay):
+    for command in (runs, replay, tune):
         app.command()(command)
 
 
@@ -78,6 +79,24 @@ def replay(
             pdb.post_mortem(error.__traceback__)
         raise typer.Exit(_FAILED) from error
     show_runs.replayed(found)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), allow_nan=False))
+
+
+def tune(
+    config: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, by dotted key.")
+    ] = None,
+    profile: Annotated[Path, typer.Option(help="The table to write this model's entry to.")] = Path("profile.json"),
+    as_json: Json = False,
+) -> None:
+    """Measure which kernel and lane width train this model fastest here; plans read the table by runtime.profile."""
+    from atoll.cli import show_runs
+    from atoll.experiment import tune as measure
+
+    found = measure(config, *(overrides or []), path=profile, on_timing=show_runs.timing)
+    show_runs.tuned(found)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), allow_nan=False))
 

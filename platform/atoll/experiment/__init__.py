@@ -21,6 +21,7 @@ from atoll.experiment.records import Run, find_folder, load
 from atoll.experiment.replaying import Replay, ReplayCase, prepare_replay, replay
 from atoll.experiment.running import resume, run
 from atoll.experiment.sessions import session_for
+from atoll.experiment.tuning import Timing, Tuned, tune
 
 __all__ = [
     "ComparisonRun",
@@ -33,6 +34,8 @@ __all__ = [
     "Replay",
     "ReplayCase",
     "Run",
+    "Timing",
+    "Tuned",
     "as_spec",
     "compare_runs",
     "export",
@@ -52,5 +55,6 @@ __all__ = [
     "run_comparison",
     "run_ensemble",
     "session_for",
+    "tune",
     "write_comparison",
 ]

@@ -16,6 +16,7 @@ from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import ClusterSize, cluster_inputs, cluster_problems, cluster_sizes, clustering_of
 from atoll.experiment.modelling import kernel_problems, lanes_of, memory_problems, shape_of
 from atoll.experiment.opened import data_of
+from atoll.experiment.profile import with_profile
 from atoll.experiment.splitting import split_problems
 from atoll.experiment.wiring import (
     grid_of,
@@ -142,7 +143,7 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
         >>> report = plan("configs/fedbuff_flights.yaml", "stop.server_steps=20")  # doctest: +SKIP
         >>> report.summary.virtual_hours  # doctest: +SKIP
     """
-    resolved = as_spec(spec, overrides)
+    resolved = with_profile(as_spec(spec, overrides))
     data = data_of(resolved)
     shape = shape_of(resolved, data.shape)
     problems = _evaluation_problems(resolved, data) + split_problems(resolved, data) + kernel_problems(resolved)

@@ -20,6 +20,7 @@ from atoll.experiment.birth import born
 from atoll.experiment.opened import data_of, opened_once
 from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import SpecLike, as_spec, plan
+from atoll.experiment.profile import with_profile
 from atoll.experiment.records import (
     COMPARISON_FILE,
     JOURNAL_FILE,
@@ -186,7 +187,7 @@ def run_in(
 
 def _undertake(wanted: Wanted, locks: ExitStack, runs_folder: Path) -> Run | Work:
     """What there is to do for a run: nothing, or work."""
-    spec, folder = pinned(wanted.spec), wanted.folder
+    spec, folder = with_profile(pinned(wanted.spec)), wanted.folder
     check_store(spec)
     if folder is not None and _there(spec, folder, wanted.store_key or folder.name).is_begun():
         return _go_on(folder, spec, locks, again=wanted.again, is_pictured=wanted.is_pictured)

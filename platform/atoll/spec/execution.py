@@ -68,6 +68,10 @@ class RuntimeSection(Section):
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         default="auto", description="Clients trained at once in a block, W; auto: from the profile table."
     )
+    profile: Text | None = Field(
+        default=None,
+        description="Table that `atoll tune` wrote: what kernel and lanes at auto mean for this model; null: atoll's.",
+    )
     memory_bytes: LongCount | None = Field(
         default=None, description="Memory that live model versions may take; null: measured."
     )
