@@ -11,6 +11,8 @@ if [ "$(cat .venv/atoll-stamp 2>/dev/null || true)" != "$stamp" ]; then
     echo "Setting up .venv with pinned packages (once; about two minutes) …" >&2
     "$PYTHON" -m venv .venv
     .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[dev]'
+    echo "Compiling the client kernels (once; half a minute) …" >&2
+    .venv/bin/python -m atoll.learner.compiled
     printf '%s' "$stamp" > .venv/atoll-stamp
 fi
 # One thread per process: more threads change bits and, on a busy machine, stall.

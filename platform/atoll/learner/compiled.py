@@ -7,6 +7,7 @@ S server steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,10 @@ from atoll.learner.row_kernels import sum_rows
 from atoll.learner.rows import TouchedRows, touched_rows
 from atoll.learner.work import ClientWork, Gather
 from atoll.messages import Block, BlockResult, ModelVersion, RowSum
-from atoll.models import ModelInputs, ModelSettings
+from atoll.models import Mlp, ModelInputs, ModelSettings
 from atoll.plan import Grid
 
-__all__ = ["CompiledLearner"]
+__all__ = ["CompiledLearner", "warm_up"]
 
 I64 = npt.NDArray[np.int64]
 #: Lanes of one call of the kernel, and places of examples per real example, at most.
@@ -83,7 +84,7 @@ class CompiledLearner:
         width = int(block.num_examples.max())
         positions = np.broadcast_to(np.arange(width), (lanes, width))
         examples = self._gather(block.client_id, positions)
-        x = np.ascontiguousarray(examples["x"], dtype=np.float32).reshape(lanes, width, -1)
+        x = _own(examples["x"], np.float32).reshape(lanes, width, -1)
         unique, which = np.unique(block.start_version, return_inverse=True)
         start = np.stack([self._start(versions[int(version)]) for version in unique])
         self._starts = {version: self._starts[version] for version in unique.tolist()}
@@ -100,7 +101,7 @@ class CompiledLearner:
             block.weight * self._grid.scale,
         )  # fmt: skip
         train_lanes(
-            program.wiring, Examples(x, np.ascontiguousarray(examples["y"]), rows.index), of_lanes, self._local,
+            program.wiring, Examples(x, _own(examples["y"], np.int64), rows.index), of_lanes, self._local,
             start, rows.start, trained, found,
         )  # fmt: skip
         facts = LaneFacts(found.loss, found.norm, found.is_healthy, found.steps, work.epochs * block.num_examples)
@@ -166,13 +167,37 @@ def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
     return found
 
 
+def _own(values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
+    """Contiguous and writable: what else an array may be would be another type, and compiled anew."""
+    return np.require(values, dtype, ["C", "W"])
+
+
 def _joined(blocks: Sequence[Block]) -> Block:
-    """The lanes of all blocks behind one another, under the first block's id."""
-    if len(blocks) == 1:
-        return blocks[0]
+    """The lanes of all blocks behind one another, under the first block's id; arrays of its own."""
     arrays = {
         name: np.concatenate([getattr(block, name) for block in blocks])
         for name in Block.__slots__
         if name != "block_id"
     }
     return Block(blocks[0].block_id, **arrays)
+
+
+def warm_up() -> None:
+    """Compiles the kernels into their disk cache, which takes some 20 s once per installation and processor type."""
+    inputs, one = ModelInputs("binary", 1, (2,), (3,)), np.ones(1)
+    version = ModelVersion(
+        1, np.zeros(program_of(Mlp((2,)), inputs).model.dense_size, np.float32), (np.zeros((3, 8), np.float32),)
+    )
+
+    def gather(clients: I64, positions: I64) -> Mapping[str, npt.NDArray[Any]]:
+        y = np.zeros(positions.shape, dtype=np.int64)
+        return {"x": np.zeros((*positions.shape, 2), dtype=np.float32), "y": y, "c": y[..., None]}
+
+    block = Block(0, *(one.astype(kind) for kind in ("i8", "i8", "i4", "i4", "i8", "f8", "f8")))
+    grid = Grid.for_plan(1.0, 1.0)
+    learner = CompiledLearner(settings=Mlp((2,)), inputs=inputs, gather=gather, work=ClientWork(0.1), grid=grid, seed=1)
+    learner.train(block, {1: version})
+
+
+if __name__ == "__main__":
+    warm_up()

@@ -55,7 +55,8 @@ def touched_rows(
     """
     from atoll.learner.row_kernels import lane_rows
 
-    codes, lanes = np.ascontiguousarray(codes), len(codes)
+    codes, num_examples = (np.require(values, np.int64, ["C", "W"]) for values in (codes, num_examples))
+    lanes = len(codes)
     rows = np.empty(int(num_examples.sum()) * codes.shape[2], dtype=np.int64)
     lane_offsets, index = np.empty(lanes + 1, dtype=np.int64), np.empty(codes.shape, dtype=np.int64)
     # Zero shares do not stop a NaN: what a lane pads with must be its own.
