@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from atoll.errors import InfrastructureError, SpecError
@@ -199,3 +203,41 @@ def test_what_a_store_would_cut_is_refused_before_a_run_exists(harness):
     with pytest.raises(SpecError):
         harness.tracker().start(RunInfo("e", "n", "k", params={"p": "x" * 6001}))
     assert harness.num_runs() == 0
+
+
+def tables(uri):
+    """Both tables of metrics, without the run's id."""
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as db:
+        columns = "key, value, timestamp, step, is_nan"
+        return [sorted(db.execute(f"SELECT {columns} FROM {name}")) for name in ("metrics", "latest_metrics")]
+
+
+def test_rows_in_one_statement_are_those_that_mlflow_writes(mlflow_uri, tmp_path):
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    shutil.copy(mlflow_uri.removeprefix("sqlite:///"), tmp_path / "other.db")
+    quick, slow = MlflowTracker(mlflow_uri), MlflowTracker(other)
+    for tracker in (quick, slow):
+        tracker.start(INFO)
+    assert quick._bulk is not None
+    slow._bulk = None
+    batches = [
+        [Row(key, step, step / 7, 1_000 + step) for step in range(30) for key in ("a", "b/c")],
+        rows(20),
+        [Row("a", 29, 29 / 7, 1_029), Row("a", 29, 5.0, 1_029), Row("a", 12, 1.0, 9_000), Row("d", 0, -0.0, 1)],
+        [Row("a", 29, 4.0, 1_029), Row("a", 29, 5.0, 1_029), Row("a", 40, 1e300, 2), Row("a", 40, 1e300, 2)],
+    ]
+    for batch in batches:
+        assert quick.publish(batch) == slow.publish(batch) == 0
+        assert tables(mlflow_uri) == tables(other)
+    assert len(tables(other)[0]) == 60 + 20 + 3 + 2
+
+
+def test_a_deleted_run_takes_no_rows(mlflow_uri):
+    from atoll.tracking.mlflow_tracker import client
+
+    tracker = MlflowTracker(mlflow_uri)
+    run_id = tracker.start(INFO)
+    client(mlflow_uri).delete_run(run_id)
+    with pytest.raises(InfrastructureError, match="publishing metrics"):
+        tracker.publish(rows(1))
+    assert tables(mlflow_uri)[0] == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import InfrastructureError, Problem, SpecError
+from atoll.tracking.bulk import SqliteRows, sqlite_rows
 from atoll.tracking.rows import MAX_BATCH_ROWS, MAX_PARAMS, Row, RunInfo, check_run, check_tags, finite_rows
 from atoll.tracking.store import absolute_uri, artifact_root, load_mlflow, quiet
 from atoll.tracking.tracker import PARENT_TAG, RUN_KEY_TAG, RunStatus
@@ -50,6 +51,7 @@ class MlflowTracker:
         self.uri = absolute_uri(uri)
         self._artifact_location = artifact_location
         self._client: Any = None
+        self._bulk: SqliteRows | None = None
         self._run_id: str | None = None
         self._experiment_id = ""
         self._params: dict[str, str] = {}
@@ -71,6 +73,7 @@ class MlflowTracker:
         check_run(info)
         if self._client is None:
             self._client = client(self.uri)
+            self._bulk = sqlite_rows(self._client)
         with store_errors("starting the run"):
             experiment_id = self._experiment_id = self._experiment(info.experiment)
             found = self._client.search_runs(
@@ -114,9 +117,12 @@ class MlflowTracker:
         return str(found.experiment_id)
 
     def publish(self, rows: Sequence[Row]) -> int:
-        """See Tracker. About 4,000 to 10,000 rows a second on SQLite."""
+        """See Tracker. SQLite takes all rows in one transaction; others 1,000 at a time, 4,000 to 10,000 a second."""
         kept, left_out = finite_rows(rows)
-        if kept:
+        if kept and self._bulk is not None:
+            with store_errors("publishing metrics"):
+                self._bulk.write(self.run_id, kept)
+        elif kept:
             from mlflow.entities import Metric
 
             for first in range(0, len(kept), MAX_BATCH_ROWS):

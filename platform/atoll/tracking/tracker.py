@@ -50,7 +50,7 @@ class Tracker(Protocol):
         ...
 
     def publish(self, rows: Sequence[Row]) -> int:
-        """Store rows, in batches of at most 1,000. Idempotent: rows already stored are not added again.
+        """Store rows; a service gets at most 1,000 per request. Idempotent: rows already stored are not added again.
 
         Returns:
             How many rows were left out because their value is not finite.
