@@ -1,4 +1,4 @@
-"""`atoll runs` and `atoll replay`: what people read, what scripts read, and where a debugger lands."""
+"""`atoll runs`, `replay` and `tune`: what people read, what scripts read, and where a debugger lands."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from atoll.cli import upkeep
 from atoll.experiment.places import only_one
 from atoll.runtime.store import Commit, SqliteJournal, StepRecord
 from terminal_kit import Terminal, last_object
+from tiny_kit import tiny
 
 SENSOR = """\
 import torch
@@ -207,3 +209,27 @@ def test_what_replay_refuses(atoll: Terminal, raising: int) -> None:
     code, _, err = atoll("replay", "sensors", "seven")
     assert code == 2
     assert "valid int" in err
+
+
+# ---- tune -----------------------------------------------------------------------------------------------------------
+
+
+def test_tune_tells_what_is_fastest_and_how_to_use_it(atoll: Terminal) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny()))
+    code, out, err = atoll("tune", "tiny.yaml", "--profile", "here.json", "--json")
+    assert (code, err) == (0, "")
+    found = last_object(out)
+    assert line(out, "compiled").endswith("client updates/s")
+    assert f"Fastest: {found['best']['kernel']}, {found['best']['lanes']} lanes" in out
+    assert "runtime.profile=here.json" in out
+    code, out, _ = atoll("plan", "tiny.yaml", "runtime.lanes=auto", "runtime.profile=here.json", "--json")
+    assert code == 0
+    assert last_object(out)["lanes"] == found["best"]["lanes"]
+
+
+def test_tune_refuses_what_is_no_table(atoll: Terminal) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny()))
+    Path("here.json").write_text("nothing")
+    code, _, err = atoll("tune", "tiny.yaml", "--profile", "here.json")
+    assert code == 2
+    assert "runtime.profile: got 'here.json'; need a profile table, as atoll tune writes it" in err

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from atoll import aggregation as agg
 from atoll import data as da
@@ -22,6 +24,8 @@ from atoll.experiment.modelling import (
     client_work_of,
     first_version,
     inputs_of,
+    kernel_of,
+    kernel_problems,
     lane_model_of,
     lanes_of,
     settings_of,
@@ -320,3 +324,48 @@ def test_weights_to_start_from(tmp_path) -> None:
     assert found.version == 0
     assert np.array_equal(found.dense, changed.dense)
     assert math.isfinite(float(found.dense.sum()))
+
+
+def small() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(4, 3))
+
+
+def with_dropout() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
+
+
+def recurrent() -> torch.nn.Module:
+    return torch.nn.GRU(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "cpu", "cuda"),
+    [
+        ({"kind": "logistic"}, "compiled", "lanes"),
+        ({"kind": "mlp"}, "compiled", "lanes"),
+        ({"kind": "wide_deep"}, "compiled", "lanes"),
+        ({"kind": "dlrm"}, "compiled", "lanes"),
+        ({"kind": "cnn"}, "single", "lanes"),
+        ({"kind": "char_lstm"}, "single", "lanes"),
+        ({"kind": "custom", "factory": "test_wiring:small"}, "lanes", "lanes"),
+        ({"kind": "custom", "factory": "test_wiring:recurrent"}, "single", "lanes"),
+        ({"kind": "custom", "factory": "test_wiring:with_dropout"}, "single", "single"),
+    ],
+    ids=str,
+)
+def test_the_kernel_that_auto_takes(model, cpu, cuda, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    data = {"cnn": ARRAYS, "char_lstm": {"kind": "shakespeare"}}.get(model["kind"], {"kind": "flights"})
+    arguments = {"model": model, "data": data, "population": FROM_DATA, "evaluation": LOSS}
+    assert kernel_of(parsed(**arguments, runtime={"kind": "inline"})) == cpu
+    on_gpu = {"kind": "ray", "device_class": "cuda", "gpus_per_worker": 1}
+    assert kernel_of(parsed(**arguments, runtime=on_gpu)) == cuda
+
+
+def test_lanes_cannot_draw_for_each_client_alone(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    model = {"kind": "custom", "factory": "test_wiring:with_dropout"}
+    arguments = {"model": model, "data": {"kind": "flights"}, "population": FROM_DATA, "evaluation": LOSS}
+    (problem,) = kernel_problems(parsed(**arguments, runtime={"kind": "inline", "kernel": "lanes"}))
+    assert problem.path == "runtime.kernel"
+    assert not kernel_problems(parsed(**arguments, runtime={"kind": "inline", "kernel": "single"}))

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from atoll.errors import FencedError, InfrastructureError
-from atoll.runtime.calls import Calls
 from atoll.runtime.losses import RollBack
 from atoll.runtime.run_shell import RunShell
 
@@ -45,8 +44,7 @@ class Publishing:
 
 def running(error: BaseException | None = None) -> RunShell:
     parts: Any = SimpleNamespace()
-    session: Any = None
-    shell = RunShell(0, parts, session, Calls(None))
+    shell = RunShell(0, parts)
     known: Any = shell
     known._state, known._epoch, known._journal = "running", 1, FullDisk()
     known._pools = SimpleNamespace(close=lambda tenant: None)
@@ -55,9 +53,9 @@ def running(error: BaseException | None = None) -> RunShell:
     return shell
 
 
-def test_an_aggregator_that_is_lost_while_the_journal_cannot_be_claimed_ends_the_run() -> None:
+def test_weights_that_are_lost_while_the_journal_cannot_be_claimed_end_the_run() -> None:
     shell = running()
-    shell.failed(RollBack("the aggregator process was lost"))
+    shell.failed(RollBack("weights that a client pool asked for were lost"))
     assert shell.is_over
     assert isinstance(shell.outcome, InfrastructureError)
     shell.turn()

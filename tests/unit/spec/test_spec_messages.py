@@ -271,6 +271,21 @@ def messages(*overrides, base=BASE):
             "from a worker without any. Set runtime.gpus_per_worker, such as 1 or 0.5.",
         ),
         (
+            ["runtime.kernel=compiled", "model={kind: custom, factory: 'm:f'}"],
+            "runtime.kernel: got compiled for custom on cpu; need a kernel that there is: compiled for logistic, mlp, "
+            "wide_deep, dlrm without history, on cpu. Leave it at auto.",
+        ),
+        (
+            ["runtime.kernel=compiled", "runtime.device_class=cuda", "runtime.gpus_per_worker=1"],
+            "runtime.kernel: got compiled for mlp on cuda; need a kernel that there is: compiled for logistic, mlp, "
+            "wide_deep, dlrm without history, on cpu. Leave it at auto.",
+        ),
+        (
+            ["runtime.kernel=single"],
+            "runtime.kernel: got single for mlp; need a kernel that there is: single for cnn, char_lstm, custom. "
+            "Leave it at auto.",
+        ),
+        (
             ["model={kind: custom, factory: 'm:f', arguments: {a: [1, .nan]}}"],
             "model.arguments.a[1]: got nan; need a plain value: null, true, false, a finite number, text, a list, a "
             "mapping.",
