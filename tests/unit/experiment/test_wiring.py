@@ -92,12 +92,14 @@ def test_data(data, model, expected) -> None:
 
 
 def test_fields_that_came_later_leave_the_digest_as_it_was() -> None:
-    def digest(**data) -> str:
-        return sp.digest(parsed(data=PARQUET | data, population=FROM_DATA, evaluation=LOSS))
+    def digest(kernel: str = "lanes", **data) -> str:
+        runtime = {"kind": "inline", "lanes": 4, "kernel": kernel}
+        return sp.digest(parsed(data=PARQUET | data, population=FROM_DATA, evaluation=LOSS, runtime=runtime))
 
-    # of the same spec before `attributes` was there
+    # of the same spec before `attributes` and `kernel` were there: all blocks were trained by lanes
     assert digest() == "8f944496cd4ef27b0f630f03f231250459a45ebf8c030cc991473bded036c321"
     assert digest(attributes=["d"]) != digest()
+    assert digest(kernel="auto") != digest()
 
 
 def test_synthetic_data_has_as_many_clients_as_the_population() -> None:
