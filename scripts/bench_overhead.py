@@ -48,6 +48,7 @@ WORKLOADS: dict[str, tuple[dict[str, Any], int, int]] = {
 _SAMPLE_S = 0.25
 #: what is in no other part
 _RUN = "the rest"
+_OTHERS = "Ray's others"
 
 
 def spec_of(name: str, steps: int, workers: int, folder: Path) -> sp.Spec:
@@ -142,7 +143,8 @@ class Processes:
 
     def __init__(self) -> None:
         self._cpu: dict[tuple[int, str], tuple[str, float]] = {}
-        self.peak_bytes = 0
+        #: memory by kind of process, when it was most
+        self.peak: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -162,18 +164,21 @@ class Processes:
             self._stop.wait(_SAMPLE_S)
 
     def _look(self, *, with_memory: bool) -> None:
-        total = 0
+        memory: Counter[str] = Counter()
         for pid in _family():
             try:
                 name = "driver" if pid == os.getpid() else _name(Path(f"/proc/{pid}/cmdline").read_bytes())
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                if name == _OTHERS:  # the title changes between calls
+                    name = self._cpu.get((pid, fields[19]), (name, 0.0))[0]
                 self._cpu[pid, fields[19]] = (name, seconds)
                 if with_memory:
-                    total += _pss(pid)
+                    memory[name] += _pss(pid)
             except OSError:
                 continue  # it has ended
-        self.peak_bytes = max(self.peak_bytes, total)
+        if memory.total() > self.peak.total():
+            self.peak = memory
 
     def seconds(self) -> Counter[str]:
         """So far, by kind of process."""
@@ -199,12 +204,12 @@ def _family() -> list[int]:
 
 def _name(command: bytes) -> str:
     text = command.replace(b"\0", b" ").decode(errors="replace")
-    for kind in ("ClientPool", "CoordinatorShell", "AggregatorShell", "TrackerShell"):
+    for kind in ("ClientPool", "CoordinatorShell", "TrackerShell"):
         if f"ray::{kind}" in text:
             return kind
     if "raylet" in text.split(" ", 1)[0] or "gcs_server" in text:
         return "raylet, gcs"
-    return "Ray's others"
+    return _OTHERS
 
 
 def _pss(pid: int) -> int:
@@ -280,7 +285,8 @@ def _all(
         every = sorted({part for one in passes for part in one["parts"]})
         found["parts"] = {part: statistics.median(one["parts"].get(part, 0.0) for one in passes) for part in every}
         found["digests"] = sorted({one["digest"] for one in passes})
-        found["peak_mb"] = processes.peak_bytes / 1e6
+        found["peak_mb"] = processes.peak.total() / 1e6
+        found["peak_mb_of"] = {kind: size / 1e6 for kind, size in processes.peak.most_common()}
         results[label] = found
         print(label, json.dumps(found), flush=True)
 

@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ROOT / "configs" / "fedbuff_flights.yaml"
 TITLES = {
     "coordinator": "ray::CoordinatorShell",
-    "aggregator": "ray::AggregatorShell",
     "tracker": "ray::TrackerShell",
     "pool": "ray::ClientPool",
 }
@@ -133,7 +132,7 @@ def _start(arguments: list[str], folder: Path, storm: Storm) -> subprocess.Popen
     storm.drivers += 1
     driver = _run(arguments, "stormy", folder)
     # Until its actors are there, killing would only ever hit a driver that starts.
-    while driver.poll() is None and not pids_below(driver.pid, TITLES["aggregator"]):
+    while driver.poll() is None and not pids_below(driver.pid, TITLES["coordinator"]):
         time.sleep(0.2)
     return driver
 
@@ -157,7 +156,7 @@ def _kill(random: Random, options: argparse.Namespace, driver: subprocess.Popen[
 def _stop(
     random: Random, options: argparse.Namespace, driver: subprocess.Popen[bytes], storm: Storm
 ) -> list[tuple[float, int]]:
-    kind = random.choice(["coordinator", "aggregator", "pool"])
+    kind = random.choice(["coordinator", "pool"])
     pids = pids_below(driver.pid, TITLES[kind])
     if not pids or driver.poll() is not None:
         return []

@@ -40,7 +40,6 @@ STEPS = 120
 ORDERS = "ATOLL_TEST_ORDERS"
 TITLES = {
     "coordinator": "ray::CoordinatorShell",
-    "aggregator": "ray::AggregatorShell",
     "tracker": "ray::TrackerShell",
     "pool": "ray::ClientPool",
 }

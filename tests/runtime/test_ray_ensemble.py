@@ -1,4 +1,4 @@
-"""An ensemble on Ray whose processes are killed, one leaf's aggregator among them, ends as the undisturbed one."""
+"""An ensemble on Ray whose processes are killed, all leaves' coordinator among them, ends as the undisturbed one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def everything(found: EnsembleRun, uri: str) -> dict:
 def test_nobody_can_tell_which_processes_were_killed(uri: str, folder: Path, orders: Orders) -> None:
     expected = everything(atoll.run_ensemble(spec(uri), runs_folder=folder), uri)
     assert len(expected["runs"]) == 1 + 3 and len(expected["arms"]) == 2  # noqa: PT018
-    kinds = ["aggregator", "pool", "tracker", "coordinator", "aggregator", "pool"]
+    kinds = ["coordinator", "pool", "tracker", "coordinator", "pool"]
     done: list[str] = []
 
     def on_group(label: str, runs: Sequence[tuple[str, sp.Spec]]) -> Callable[[list[dict[str, float]]], None]:

@@ -96,18 +96,18 @@ def expected(uri: str, folder: Path) -> dict:
 def test_a_node_is_lost_with_the_sums_on_it(
     nodes: Nodes, session: RaySession, uri: str, folder: Path, orders: Orders, expected: dict
 ) -> None:
-    """The aggregator is stopped meanwhile, so that what pools return waits for it; the other node ends the run."""
+    """The coordinator is stopped meanwhile, so that what pools return waits for it; the other node ends the run."""
     orders.give("slow", "0.02")
     lost: list[float] = []
 
     def lose(figures: dict[str, float]) -> None:
         if not lost and figures.get("step", 0) >= 10:
             lost.append(figures["step"])
-            aggregator = kill("aggregator", signal.SIGSTOP)
-            assert aggregator is not None
+            coordinator = kill("coordinator", signal.SIGSTOP)
+            assert coordinator is not None
             time.sleep(1.0)  # pools go on until they have nothing left to do
             nodes.lose()
-            os.kill(aggregator, signal.SIGCONT)
+            os.kill(coordinator, signal.SIGCONT)
 
     found = run(wide(uri, runtime=on_ray(2)), session=session, on_progress=lose, runs_folder=folder)
     assert lost

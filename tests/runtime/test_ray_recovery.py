@@ -73,14 +73,11 @@ def go(cluster: RaySession, uri: str, folder: Path, orders: Orders, expected: di
 # ---- processes that die -------------------------------------------------------------------------------------------
 
 
-def test_an_aggregator_that_is_killed_twice(go) -> None:
-    found, done = go((20, lambda: kill("aggregator")), (60, lambda: kill("aggregator")))
+def test_a_coordinator_that_is_killed_twice(go) -> None:
+    """And the aggregator with it."""
+    found, done = go((20, lambda: kill("coordinator")), (60, lambda: kill("coordinator")))
     assert len(set(done.results)) == 2
     assert found.lost_pools == 0
-
-
-def test_a_coordinator_that_is_killed(go) -> None:
-    go((40, lambda: kill("coordinator")))
 
 
 def test_a_tracker_and_a_pool_and_the_pool_in_its_place(go) -> None:
@@ -123,9 +120,9 @@ def stopped() -> Iterator[Callable[[str], int | None]]:
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_a_pool_that_hangs_and_then_an_aggregator(go) -> None:
+def test_a_pool_that_hangs_and_then_the_tracker(go) -> None:
     with stopped() as stop:
-        found, done = go((20, lambda: stop("pool")), (60, lambda: stop("aggregator")), hang_s=3)
+        found, done = go((20, lambda: stop("pool")), (60, lambda: stop("tracker")), hang_s=3)
     assert found.lost_pools == 1
     for pid in done.results:
         assert not Path(f"/proc/{pid}").exists(), "a process that was taken for dead is ended"

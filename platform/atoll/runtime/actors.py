@@ -13,25 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from atoll.aggregation import Aggregator, AggregatorState, Step, merge_results
+from atoll.aggregation import merge_results
 from atoll.errors import ClientWorkError, FencedError
 from atoll.messages import Block, BlockResult, ModelVersion
-from atoll.plan import StepPlan
-from atoll.runtime.aggregating import DurableAggregator
 from atoll.runtime.parts import Publisher
 from atoll.runtime.publishing import Batch, Sending
-from atoll.runtime.store import Files, SnapshotRecord
 from atoll.runtime.work import evaluate_version, train_blocks
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
     from atoll.learner import Trainer
 
-__all__ = ["AggregatorShell", "ClientPool", "TrackerShell"]
-
-_NO_WEIGHTS = np.empty(0, dtype=np.float32)
+__all__ = ["ClientPool", "TrackerShell"]
 
 
 @dataclasses.dataclass
@@ -145,55 +138,6 @@ def _release_memory(error: ClientWorkError) -> None:
         error.__cause__ = error.__traceback__ = None  # they hold the tensors that did not fit
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-class AggregatorShell:
-    """Holds one cluster's aggregator; returns (closed steps without weights, their model versions)."""
-
-    def __init__(
-        self,
-        make_aggregator: Callable[[AggregatorState | None], Aggregator],
-        make_files: Callable[[], Files],
-        records: Sequence[SnapshotRecord],
-        epoch: int,
-    ) -> None:
-        self._arguments = (make_aggregator, make_files, records, epoch)
-        self._aggregator: DurableAggregator
-
-    def open(self) -> tuple[tuple[str, int], SnapshotRecord | None, list[int]]:
-        """(where it runs, the snapshot taken up, versions there are); a constructor's errors come as text only."""
-        self._aggregator = DurableAggregator(*self._arguments)
-        self._models = self._aggregator.take_models()
-        return _place(), self._aggregator.taken, [model.version for model in self._models]
-
-    def models(self) -> list[list[ModelVersion]] | list[ModelVersion]:
-        """The versions that `open` named, one bundle each; to be called once, with as many returns."""
-        models, self._models = self._models, []
-        return models if len(models) == 1 else [[model] for model in models]
-
-    def expect(self, steps: Sequence[StepPlan], live_versions: Sequence[int]) -> None:
-        """Announces steps; drops kept versions that are not live (none given: keeps all)."""
-        self._aggregator.expect(steps)
-        if live_versions:
-            self._aggregator.forget(live_versions)
-
-    def hold_after(self, version: int) -> tuple[list[Step], list[ModelVersion]]:
-        """Moves the limit and closes what is full."""
-        return _split(self._aggregator.hold_after(version))
-
-    def add(self, result: BlockResult) -> tuple[list[Step], list[ModelVersion]]:
-        """Adds partial sums; order and repetition do not matter."""
-        return _split(self._aggregator.add(result))
-
-    def save(self, live_versions: Sequence[int]) -> tuple[SnapshotRecord, float]:
-        """Makes the newest version durable."""
-        return self._aggregator.save(live_versions)
-
-
-def _split(steps: list[Step]) -> tuple[list[Step], list[ModelVersion]]:
-    """Small facts for the coordinator, weights for the object store."""
-    light = [dataclasses.replace(s, model=ModelVersion(s.model.version, _NO_WEIGHTS)) for s in steps]
-    return light, [step.model for step in steps]
 
 
 class TrackerShell:

@@ -39,7 +39,7 @@ class CoordinatorShell:
         # Here, not in the constructor: what that raises reaches the driver as text only, and a journal belongs to the
         # thread that opens it.
         calls = Calls(self._parts[0].durability.hang_s)
-        runs = [RunShell(number, parts, self._session, calls) for number, parts in enumerate(self._parts)]
+        runs = [RunShell(number, parts) for number, parts in enumerate(self._parts)]
         self._runs = runs
         pools = SharedPools(self._handles, self._session, calls, list(runs))
         tracker = SharedTracker(self._tracker_handle, self._session, calls, list(runs))
@@ -49,7 +49,7 @@ class CoordinatorShell:
             while not all(run.is_over for run in runs):
                 try:
                     calls.take(_POLL_S)
-                    self._replace_the_overdue(calls, runs, pools, tracker)
+                    self._replace_the_overdue(calls, pools, tracker)
                 except FencedError:
                     raise
                 except AtollError as error:  # of what they share: nobody can go on
@@ -70,11 +70,9 @@ class CoordinatorShell:
         self._progress = [run.progress for run in runs]
 
     @staticmethod
-    def _replace_the_overdue(calls: Calls, runs: list[RunShell], pools: SharedPools, tracker: SharedTracker) -> None:
+    def _replace_the_overdue(calls: Calls, pools: SharedPools, tracker: SharedTracker) -> None:
         for owner, allowed_s in calls.overdue().items():
             if isinstance(owner, int):
                 pools.replace(owner, pools.silent(owner, allowed_s))
             elif tracker.is_owner(owner):
                 tracker.replace(tracker.silent(allowed_s))
-            else:
-                any(run.overdue(owner, allowed_s) for run in runs)

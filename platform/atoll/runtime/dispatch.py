@@ -17,8 +17,9 @@ __all__ = ["Dispatcher"]
 
 #: Calls of all runs that a pool should hold at once: one that runs and one that waits, to hide the round trip.
 _CALLS_PER_POOL = 2
-#: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time).
-_CALL_TARGET_S = 0.3
+#: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time), and
+#: so few that two calls would cost more than pools that end a little apart.
+_CALL_TARGET_S, _CALL_LEAST_S = 0.3, 0.015
 #: An evaluation in units of `_cost`: about as much as a block.
 _EVALUATION_COST = 2000.0
 #: A block that loses its pool this often while it travels alone ends the run: the work itself kills workers.
@@ -186,22 +187,24 @@ class Dispatcher:
             if not free:
                 return
             pool = min(free, key=self._load)
-            blocks = self._take_blocks()
+            blocks = self._take_blocks(pool)
             versions = sorted({int(version) for block in blocks for version in block.start_version})
             call = _Call(pool, blocks, None, sum(map(_cost, blocks)))
             yield Train(pool, self._open(call), blocks, tuple(versions))
 
-    def _take_blocks(self) -> tuple[Block, ...]:
-        """The next call: blocks of the oldest window only, so that what is due first is not held up by what is not.
+    def _take_blocks(self, pool: int) -> tuple[Block, ...]:
+        """The next call: what is due first goes first; later windows' blocks only where there is little of that.
 
-        As many as make a call worth its overhead, but no more than half a pool's fair share of what is ready.
+        As many as make a call worth its overhead, but no more than half of what is left of the pool's fair share, so
+        that calls get smaller towards the end of a window and pools end together. What is small goes whole.
         """
-        window = self._ready[0][0]
-        ready = sum(_cost(entry[2]) for entry in self._ready if entry[0] == window)
+        last, limit = self._ready[0][0], 0.0
         # Until it is known what work costs, one block at a time: a long call would look like one that hangs.
-        limit = min(
-            ready / (self._calls_per_pool * len(self._pools)), _CALL_TARGET_S / self._cost_s if self._cost_s else 0
-        )
+        if self._cost_s:
+            least = _CALL_LEAST_S / self._cost_s
+            last, ready = self._due(least * len(self._pools))
+            share = (ready + sum(map(self._load, self._pools))) / len(self._pools) - self._load(pool)
+            limit = min(share / 2 if share / 2 >= least else share, _CALL_TARGET_S / self._cost_s)
         room = self._room()
         blocks = [heapq.heappop(self._ready)[2]]
         taken = _cost(blocks[0])
@@ -210,12 +213,24 @@ class Dispatcher:
             and len(blocks) < room
             and blocks[0].block_id not in self._alone
             and self._ready
-            and self._ready[0][0] == window
+            and self._ready[0][0] <= last
             and self._ready[0][1] not in self._alone
         ):
             blocks.append(heapq.heappop(self._ready)[2])
             taken += _cost(blocks[-1])
         return tuple(blocks)
+
+    def _due(self, enough: float) -> tuple[int, float]:
+        """(window, cost of the ready blocks up to it): the first, and as many more as it takes to cost `enough`."""
+        costs: dict[int, float] = {}
+        for window, _, block in self._ready:
+            costs[window] = costs.get(window, 0.0) + _cost(block)
+        total, last = 0.0, 0
+        for last in sorted(costs):
+            total += costs[last]
+            if total >= enough:
+                break
+        return last, total
 
     def _room(self) -> float:
         return float("inf") if self._most_resident is None else self._most_resident - self._num_resident()

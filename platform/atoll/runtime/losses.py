@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    GetTimeoutError,
     ObjectFetchTimedOutError,
     ObjectLostError,
     OutOfMemoryError,
@@ -21,16 +22,16 @@ from ray.exceptions import (
 
 from atoll.errors import AtollError
 
-__all__ = ["OBJECT_LOST", "PROCESS_LOST", "RollBack", "answer", "end_process", "is_of", "told"]
+__all__ = ["PROCESS_LOST", "SUMS_LOST", "RollBack", "end_process", "is_of", "told"]
 
 #: a process is gone, or was out of reach for a moment: whether the call ran is unknown
 PROCESS_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
-#: a result, or an argument, is nowhere any more
-OBJECT_LOST = (ObjectLostError, ObjectFetchTimedOutError)
+#: what a pool returned is nowhere any more, or out of reach
+SUMS_LOST = (ObjectLostError, ObjectFetchTimedOutError, GetTimeoutError)
 
 
 class RollBack(Exception):
-    """The aggregator, or weights that it made, are lost: go on from the newest snapshot under a new epoch."""
+    """Weights on their way to a pool are lost: go on from the newest snapshot under a new epoch."""
 
 
 def is_of(error: BaseException, actor: Any) -> bool:
@@ -42,14 +43,6 @@ def is_of(error: BaseException, actor: Any) -> bool:
     """
     whose = getattr(error, "actor_id", None)
     return whose is None or whose == actor._actor_id.hex()
-
-
-def answer(ready: Any, what: str = "the aggregator process", timeout_s: float | None = None) -> Any:
-    """The value of a reference; a loss, or no answer in time, means to roll back."""
-    try:
-        return ray.get(ready, timeout=timeout_s)
-    except (RayTaskError, RayError) as error:
-        raise told(error, what) from error
 
 
 def told(error: BaseException, what: str) -> BaseException:

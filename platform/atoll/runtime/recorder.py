@@ -15,8 +15,8 @@ from atoll.runtime.store import Artifact, Commit, Files, Journal, MetricRow, Sna
 
 __all__ = ["ENDED", "Recorder", "checkpoint_artifact", "result_of", "timestamp_ms"]
 
-#: Snapshots take at most this share of the wall time.
-_MOST_SNAPSHOT_SHARE = 0.03
+#: Snapshots, and commits without one, take at most these shares of the wall time.
+_MOST_SNAPSHOT_SHARE, _MOST_COMMIT_SHARE = 0.03, 0.01
 #: Snapshots that are kept: the newest, and one to fall back on where it cannot be read.
 _KEPT_SNAPSHOTS = 2
 #: meta keys of the journal
@@ -61,7 +61,7 @@ class Recorder:
         self.attempts = int(journal.get(_ATTEMPTS) or 0) + 1
         self.lost_pools = int(journal.get(_LOST_POOLS) or 0)
         self._left_out = int(journal.get(_LEFT_OUT) or 0)
-        self._saving_costs_s = 0.0
+        self._saving_costs_s = self._commit_costs_s = 0.0
         self._is_saving = False
         self._snapshot: SnapshotRecord | None = None
         self._saved_version = coordinator.version
@@ -155,17 +155,25 @@ class Recorder:
     # ---- commits ------------------------------------------------------------------------------------------------
 
     def flush(self, *, is_forced: bool = False) -> None:
-        """Commits what there is, no oftener than `commit_every_s` unless forced or a snapshot waits."""
+        """Commits what there is, no oftener than `commit_every_s` unless forced or a snapshot waits.
+
+        After a slow commit the next one waits longer: a disk may take 40 ms to make one durable.
+        """
         snapshot = self._snapshot
         if snapshot is not None and snapshot.version > self._coordinator.version:
             snapshot = None  # the aggregator is ahead: the steps in between are on their way
-        is_due = time.perf_counter() - self._committed >= self._durability.commit_every_s
+        wait_s = max(self._durability.commit_every_s, self._commit_costs_s / _MOST_COMMIT_SHARE)
+        is_due = time.perf_counter() - self._committed >= wait_s
         if not (is_forced or snapshot is not None or is_due):
             return
         for rows in self._coordinator.take_rows():
             self._timeline.keep(rows)
         if self._steps or self._rows or self._evaluations or self._artifacts or snapshot is not None or self._end:
+            started = time.perf_counter()
             self._commit(snapshot)
+            # A commit that was slow once, on a busy disk, is forgotten; commits no longer wait than snapshots do.
+            found = min(time.perf_counter() - started, _MOST_COMMIT_SHARE * self._durability.snapshot_every_s)
+            self._commit_costs_s = (self._commit_costs_s + found) / 2
         self._committed = time.perf_counter()
 
     def _commit(self, snapshot: SnapshotRecord | None) -> None:

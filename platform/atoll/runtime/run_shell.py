@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from atoll.aggregation import Step
 from atoll.errors import AtollError, ClientWorkError, FencedError
-from atoll.messages import Block, ModelVersion
+from atoll.messages import Block
+from atoll.runtime.aggregating import DurableAggregator
 from atoll.runtime.bundles import Bundles
-from atoll.runtime.calls import Calls
 from atoll.runtime.events import (
     Checkpoint,
     Evaluate,
@@ -36,14 +38,13 @@ from atoll.runtime.events import (
     Trained,
     failed_call,
 )
-from atoll.runtime.losses import OBJECT_LOST, RollBack, answer, end_process, told
+from atoll.runtime.losses import SUMS_LOST, RollBack, told
 from atoll.runtime.opening import Attempt, begin
 from atoll.runtime.parts import Outcome, Parts
 from atoll.runtime.recorder import checkpoint_artifact, result_of
-from atoll.runtime.session import RaySession
 from atoll.runtime.shared import SharedPools, SharedTracker
 from atoll.runtime.stopping import Patience
-from atoll.runtime.store import Commit, Journal, SnapshotRecord
+from atoll.runtime.store import Commit, Journal
 
 __all__ = ["RunShell"]
 
@@ -51,47 +52,41 @@ __all__ = ["RunShell"]
 _MOST_ROLLBACKS = 10
 #: at the start: how long all pools are waited for before those that are there begin
 _ALL_POOLS_S = 60.0
-#: how long an aggregator may take to start and to read its snapshot, and to hand over weights
-_OPEN_S, _WEIGHTS_S = 600.0, 60.0
-#: how long the end of a run waits for its last snapshot, and for the tracking service
-_LAST_SNAPSHOT_S, _DRAIN_S, _DRAIN_INTERRUPTED_S = 30.0, 30.0, 3.0
+#: how long sums may take from the node of the pool that made them
+_SUMS_S = 60.0
+#: how long the end of a run waits for the tracking service
+_DRAIN_S, _DRAIN_INTERRUPTED_S = 30.0, 3.0
 _log = logging.getLogger(__name__)
 
 
 class RunShell:
     """Makes attempts until one ends: each claims the journal, takes up the newest snapshot and does the rest again.
 
-    A life is: opening (aggregator and pools prepare themselves), running, saving (the last snapshot), draining (what
-    the tracking service has not taken yet), over. The aggregator is made anew in every attempt; pools and tracker are
-    shared with other runs, whose failures do not reach this one.
+    A life is: opening (the pools prepare themselves), running, draining (what the tracking service has not taken yet),
+    over. The aggregator is in this process, so that a closed step, and what may start from it, costs no message; it is
+    made anew in every attempt. Pools and tracker are shared with other runs, whose failures do not reach this one.
 
     Args:
         number: names the run at pools and tracker.
         parts: the run.
-        session: makes processes.
-        calls: of this process.
     """
 
-    def __init__(self, number: int, parts: Parts, session: RaySession, calls: Calls) -> None:
+    def __init__(self, number: int, parts: Parts) -> None:
         self.number, self.parts = number, parts
-        self._session, self._calls = session, calls
         self._pools: SharedPools
         self._tracker: SharedTracker
         self._journal: Journal
         self._epoch = 0
-        self._patience = Patience("the aggregator process, or what it held,", _MOST_ROLLBACKS)
-        #: owner of calls to the aggregator
-        self._aggregator_name = f"aggregator {number}"
-        self._aggregator: Any = None
-        self._aggregator_place: tuple[str, int] | None = None
+        self._patience = Patience("what the run held in Ray", _MOST_ROLLBACKS)
+        self._aggregator: DurableAggregator | None = None
         self._state = "opening"
         self._bundles = Bundles(0)
         #: pools lost and not recorded yet; runs that share the pools
         self._lost_pools, self._num_sharing = 0, 1
         self._attempt: Attempt | None = None
         self._end: Finish | None = None
-        #: whether the last snapshot was asked for, and until when the state lasts at most
-        self._is_last_snapshot_asked, self._until = False, 0.0
+        #: until when the tracking service is waited for
+        self._until = 0.0
         self.is_stopped = False
         #: how it ended: a result, what went wrong, or None where it was stopped
         self.outcome: Outcome | None = None
@@ -173,7 +168,6 @@ class RunShell:
                 saved = self._journal.snapshots()
                 self._patience.lost(saved[0].version if saved else 0, str(error))
                 _log.warning("%s; the run goes on from its last snapshot", error)
-                self._end_aggregator(self._aggregator_place)
                 self._open()
         elif isinstance(error, RollBack) or (isinstance(error, AtollError) and not isinstance(error, FencedError)):
             self._fail(error)
@@ -184,61 +178,38 @@ class RunShell:
         """The first error is the one to tell; what there is becomes durable if that still works."""
         if self.outcome is None and isinstance(error, AtollError):
             self.outcome = error
-        # Without an aggregator, one that was lost and could not be made anew, nothing more becomes durable.
         if self._attempt is None or self._aggregator is None or self._state != "running":
             self._finish()
         else:
-            self._begin_to_end()
+            with self.guarded():
+                self._begin_to_end()
 
     def _open(self) -> None:
-        """Claims the journal and asks aggregator, pools and tracker to prepare themselves."""
+        """Claims the journal, takes up the newest snapshot and asks pools and tracker to prepare themselves."""
+        # Gone first: where the journal cannot be claimed, nothing more becomes durable.
+        self._aggregator, self._attempt, self._end = None, None, None
         self._journal.claim()
         self._epoch = self._journal.epoch
-        self._state, self._attempt, self._end = "opening", None, None
+        self._state = "opening"
         self._opened_at = time.monotonic()
         self._bundles = Bundles(len(self._pools))
         self._open_pools: set[int] = set()
-        #: (snapshot taken up or None), once the aggregator is there
-        self._taken: tuple[SnapshotRecord | None] | None = None
         self._pools.open(self)
         self._tracker.open(self)
-        self._open_aggregator()
-
-    def _open_aggregator(self) -> None:
-        """Makes it anew; what it took up is known when it answers."""
-        parts, journal, epoch = self.parts, self._journal, self.epoch
-        self._aggregator = self._session.new_aggregator(
-            parts.make_aggregator, parts.make_snapshot_files, journal.snapshots(), journal.epoch
+        # The pools prepare themselves meanwhile.
+        self._aggregator = DurableAggregator(
+            self.parts.make_aggregator, self.parts.make_snapshot_files, self._journal.snapshots(), self._epoch
         )
-
-        def opened(ready: Any) -> None:
-            if epoch != self.epoch or self.is_over:
-                return
-            with self.guarded():
-                self._aggregator_place, taken, versions = answer(ready)
-                try:
-                    models = self._aggregator.models.options(num_returns=len(versions)).remote()
-                except RayError as error:
-                    raise told(error, "the aggregator process") from error
-                made = models if isinstance(models, list) else [models]
-                self._bundles.add(dict(zip(versions, made, strict=True)))
-                self._taken = (taken,)
-                self._begin_when_ready()
-
-        self._calls.expect(self._aggregator.open.remote(), opened)
+        self._bundles.add(self._aggregator.take_models())
 
     def _begin_when_ready(self) -> None:
         """Workers import torch and open the data first, so that wall time measures the run; one is enough."""
-        if self._state != "opening" or self._attempt is not None:
+        if self._state != "opening" or self._attempt is not None or self._aggregator is None:
             return
         waited_s = time.monotonic() - self._opened_at
-        if self._taken is None:
-            if waited_s > _OPEN_S:
-                raise RollBack(f"the aggregator process did not start within {_OPEN_S:.0f} s")
-            return
         if len(self._open_pools) < len(self._pools) and not (self._open_pools and waited_s > _ALL_POOLS_S):
             return
-        self._attempt = begin(self.parts, self._journal, self._taken[0], sorted(self._open_pools))
+        self._attempt = begin(self.parts, self._journal, self._aggregator.taken, sorted(self._open_pools))
         self._state = "running"
         self.share(self._num_sharing)
         self._perform(self._attempt.coordinator.start())
@@ -259,11 +230,9 @@ class RunShell:
             if self._state == "running" and (self._end is not None or self.is_stopped):
                 self._begin_to_end()
             recorder = self._attempt.recorder
-            if recorder.begin_snapshot(is_forced=self._state == "saving" and not self._is_last_snapshot_asked):
-                self._is_last_snapshot_asked = self._state == "saving"
-                self._save()
             recorder.lost_pools, self._lost_pools = recorder.lost_pools + self._lost_pools, 0
-            if self._state != "draining":
+            if self._state == "running":
+                self._save()
                 recorder.flush()
             self._publish()
             self.progress = recorder.progress()
@@ -271,57 +240,36 @@ class RunShell:
 
     def _begin_to_end(self) -> None:
         """No more work: everything that there is becomes durable, then is published as far as the service takes it."""
-        self._state, self._is_last_snapshot_asked = "saving", False
-        self._until = time.monotonic() + _LAST_SNAPSHOT_S
-
-    def _go_on_to_end(self) -> None:
-        attempt, now = self._attempt, time.monotonic()
+        attempt = self._attempt
         if attempt is None:
             return
-        if self._state == "saving":
-            is_saved = self._is_last_snapshot_asked and not attempt.recorder.is_saving
-            if is_saved or now > self._until:
-                attempt.coordinator.give_up()
-                attempt.recorder.flush(is_forced=True)
-                attempt.timeline.close()
-                self._state = "draining"
-                self._until = now + (_DRAIN_S if self._end is not None else _DRAIN_INTERRUPTED_S)
-                attempt.publishing.hurry()
-        if self._state == "draining" and (attempt.publishing.is_drained() or now > self._until):
-            if self._end is not None and self.outcome is None:
-                model, end = self._model(self._end.version), self._end
+        self._state = "draining"
+        attempt.coordinator.give_up()
+        self._save(is_forced=True)
+        attempt.recorder.flush(is_forced=True)
+        attempt.timeline.close()
+        self._until = time.monotonic() + (_DRAIN_S if self._end is not None else _DRAIN_INTERRUPTED_S)
+        attempt.publishing.hurry()
+
+    def _go_on_to_end(self) -> None:
+        attempt, end = self._attempt, self._end
+        if attempt is None or self._state != "draining":
+            return
+        if attempt.publishing.is_drained() or time.monotonic() > self._until:
+            if end is not None and self.outcome is None:
+                model = self._bundles[end.version]
                 self.outcome = result_of(end, model, attempt.coordinator, attempt.recorder, self._journal)
             self._finish()
 
     def _finish(self) -> None:
         self._state = "over"
-        self._bundles = Bundles(0)
-        self._end_aggregator(None)  # in Ray's own way, which tells nobody of a death
+        self._bundles, self._aggregator = Bundles(0), None
         self._pools.close(self)
-
-    def _model(self, version: int) -> ModelVersion:
-        bundle: list[ModelVersion] = answer(self._bundles[version], f"the weights of version {version}", _WEIGHTS_S)
-        return next(model for model in bundle if model.version == version)
-
-    def _end_aggregator(self, place: tuple[str, int] | None) -> None:
-        self._calls.forget(self._aggregator_name)
-        if self._aggregator is not None:
-            end_process(self._aggregator, place)
-        self._aggregator, self._aggregator_place = None, None
-
-    def overdue(self, owner: object, allowed_s: float) -> bool:
-        """Starts again where it is this run's aggregator that is silent; False where it is not."""
-        if owner != self._aggregator_name:
-            return False
-        self.failed(RollBack(f"the aggregator process gave no answer for more than {allowed_s:.0f} s (runtime.hang_s)"))
-        return True
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
-        # Where something has failed, only the steps that are there already are still of interest.
-        is_wanted = self.outcome is None or isinstance(event, StepsClosed)
-        if self._attempt is not None and self._state in ("running", "saving") and is_wanted:
+        if self._attempt is not None and self._state == "running":
             self._perform(self._attempt.coordinator.handle(event))
 
     def pool_ready(self, pool: int) -> None:
@@ -350,10 +298,12 @@ class RunShell:
     # ---- instructions -----------------------------------------------------------------------------------------------
 
     def _perform(self, instructions: list[Instruction]) -> None:
-        attempt = self._attempt
-        if attempt is None:
+        attempt, aggregator = self._attempt, self._aggregator
+        if attempt is None or aggregator is None:
             raise AssertionError("instructions without an attempt")
-        for instruction in instructions:
+        todo = deque(instructions)
+        while todo:
+            instruction = todo.popleft()
             match instruction:
                 case Train(pool, call, blocks, versions):
                     self._train(pool, call, blocks, versions)
@@ -363,11 +313,12 @@ class RunShell:
                     reference = evaluate.remote(self.number, version, forget, *bundles, epoch=self.epoch)
                     self._pools.watch(pool, self, reference, partial(self._evaluated, call, version))
                 case Expect(steps):
-                    self._ask_aggregator(self._aggregator.expect.remote(steps, ()), answer)
+                    aggregator.expect(steps)
                 case HoldAfter(version):
-                    self._close(self._aggregator.hold_after.options(num_returns=2).remote(version), ())
+                    for event in self._closed(aggregator.hold_after(version)):
+                        todo.extend(attempt.coordinator.handle(event))
                 case Forget(versions, live):
-                    self._ask_aggregator(self._aggregator.expect.remote((), live), answer)
+                    aggregator.forget(live)
                     self._bundles.drop(versions)
                 case RecordStep(record, metrics):
                     attempt.recorder.step(record, metrics)
@@ -375,7 +326,7 @@ class RunShell:
                     attempt.recorder.evaluation(version, metrics)
                 case Checkpoint(version):
                     artifact = checkpoint_artifact(version)
-                    attempt.artifact_files.write(artifact.name, self.parts.encode_model(self._model(version)))
+                    attempt.artifact_files.write(artifact.name, self.parts.encode_model(self._bundles[version]))
                     attempt.recorder.artifact(artifact)
                 case Finish():
                     self._end = instruction
@@ -385,62 +336,45 @@ class RunShell:
         forget, bundles = self._bundles.send(pool, versions)
         train = self._pools[pool].train.options(num_returns=2)
         busy, sums = train.remote(self.number, blocks, forget, *bundles, epoch=self.epoch)
+        self._pools.watch(pool, self, busy, partial(self._trained, call, blocks, sums))
 
-        def trained(busy_s: float | ClientWorkError) -> None:
-            with self.guarded():
-                if isinstance(busy_s, ClientWorkError):
-                    self._handle(failed_call(call, busy_s))
-                elif self._attempt is not None and self._state in ("running", "saving"):
-                    self._attempt.recorder.busy_s += busy_s
-                    self._close(self._aggregator.add.options(num_returns=2).remote(sums), blocks)
-                    self._handle(Trained(call, busy_s))
-
-        self._pools.watch(pool, self, busy, trained)
+    def _trained(self, call: int, blocks: tuple[Block, ...], sums: Any, busy_s: float | ClientWorkError) -> None:
+        with self.guarded():
+            if isinstance(busy_s, ClientWorkError):
+                self._handle(failed_call(call, busy_s))
+            elif self._attempt is not None and self._aggregator is not None and self._state == "running":
+                self._attempt.recorder.busy_s += busy_s
+                self._handle(Trained(call, busy_s))
+                try:
+                    result = ray.get(sums, timeout=_SUMS_S)
+                except SUMS_LOST:
+                    self._handle(SumsLost(blocks))
+                    return
+                except (RayTaskError, RayError) as error:
+                    raise told(error, "the sums of a call") from error
+                for event in self._closed(self._aggregator.add(result)):
+                    self._handle(event)
 
     def _evaluated(self, call: int, version: int, found: tuple[float, Any]) -> None:
         busy_s, metrics = found
         with self.guarded():
             if isinstance(metrics, ClientWorkError):
                 self._handle(failed_call(call, metrics))
-            elif self._attempt is not None:
+            elif self._attempt is not None and self._state == "running":
                 self._attempt.recorder.busy_s += busy_s
                 self._handle(Evaluated(call, version, metrics, busy_s))
 
     # ---- aggregator ---------------------------------------------------------------------------------------------
 
-    def _ask_aggregator(self, reference: Any, then: Callable[[Any], None]) -> None:
-        epoch = self.epoch
+    def _closed(self, steps: Sequence[Step]) -> Iterator[Event]:
+        if steps:
+            self._bundles.add(step.model for step in steps)
+            yield StepsClosed(tuple(steps))
 
-        def answered(ready: Any) -> None:
-            if epoch == self.epoch and self._state not in ("draining", "over"):
-                with self.guarded():
-                    then(ready)
-
-        self._calls.ask(self._aggregator_name, reference, answered)
-
-    def _close(self, returned: Any, blocks: tuple[Block, ...]) -> None:
-        steps_ref, bundle_ref = returned
-
-        def closed(ready: Any) -> None:
-            try:
-                steps = ray.get(ready)
-            except (RayTaskError, RayError) as error:
-                if blocks and isinstance(getattr(error, "cause", None), OBJECT_LOST):
-                    self._handle(SumsLost(blocks))
-                    return
-                raise told(error, "the aggregator process") from error
-            self._bundles.add({step.model.version: bundle_ref for step in steps})
-            if steps:
-                self._handle(StepsClosed(tuple(steps)))
-
-        self._ask_aggregator(steps_ref, closed)
-
-    def _save(self) -> None:
-        attempt = self._attempt
-        if attempt is None:
-            return
-        saved = self._aggregator.save.remote(attempt.coordinator.live_versions())
-        self._ask_aggregator(saved, lambda ready: attempt.recorder.snapshot(*answer(ready)))
+    def _save(self, *, is_forced: bool = False) -> None:
+        attempt, aggregator = self._attempt, self._aggregator
+        if attempt is not None and aggregator is not None and attempt.recorder.begin_snapshot(is_forced=is_forced):
+            attempt.recorder.snapshot(*aggregator.save(attempt.coordinator.live_versions()))
 
     # ---- tracking -----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atoll.errors import Problem, SpecError
-from atoll.runtime.actors import AggregatorShell, ClientPool, TrackerShell
+from atoll.runtime.actors import ClientPool, TrackerShell
 from atoll.runtime.orphans import end_orphans
 from atoll.runtime.store.scratch import Scratch, abandoned
 
@@ -110,10 +110,6 @@ class RaySession:
     def new_tracker(self) -> Any:
         """A fresh tracker process."""
         return self._beside_driver(TrackerShell).remote()
-
-    def new_aggregator(self, *arguments: Any) -> Any:
-        """A fresh aggregator process, owned by whoever asks."""
-        return self._beside_driver(AggregatorShell).remote(*arguments)
 
     def new_coordinator(self, runs: list[Any]) -> Any:
         """A fresh coordinator process for `runs` on this session's pools; `progress` and `stop` run beside `run`."""

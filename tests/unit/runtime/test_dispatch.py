@@ -30,7 +30,7 @@ def experienced(pools, blocks) -> Dispatcher:
     """Knows what a block costs: until then calls hold one block each."""
     made = dispatcher(pools, [block(99)])
     (call,) = made.train()
-    made.returned(call.call, 1e-6)
+    made.returned(call.call, 0.01)
     for found in blocks:
         made.add(found)
     return made
@@ -175,7 +175,7 @@ def test_a_block_that_lost_a_pool_does_not_join_one_that_did_not() -> None:
         for call in calls:
             assert 2 not in ids(call) or len(call.blocks) == 1
             sizes.append(len(call.blocks))
-            made.returned(call.call, 1e-6)
+            made.returned(call.call, 0.01)
     assert max(sizes) > 1
 
 
@@ -393,3 +393,54 @@ def test_failures_are_not_deaths() -> None:
     (call,) = made.train()
     with pytest.raises(InfrastructureError):
         made.out_of_memory(call.call)
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------
+
+
+def costing(pools, seconds: float, blocks) -> Dispatcher:
+    """Knows that a block takes so long."""
+    made = dispatcher(pools, [block(999)])
+    (call,) = made.train()
+    made.returned(call.call, seconds)
+    for found in blocks:
+        made.add(found)
+    return made
+
+
+def test_a_window_that_is_small_is_shared_out_whole() -> None:
+    made = costing([0, 1], 1e-3, map(block, range(40)))
+    assert [(call.pool, len(call.blocks)) for call in made.train()] == [(0, 20), (1, 20)]
+
+
+def test_calls_get_smaller_towards_the_end_of_a_window() -> None:
+    made = costing([0, 1], 1e-2, map(block, range(64)))
+    calls, sizes = list(made.train()), []
+    while calls:
+        call = calls.pop(0)
+        sizes.append(len(call.blocks))
+        made.returned(call.call, 1e-2 * len(call.blocks))
+        calls += made.train()
+    assert sum(sizes) == 64
+    assert sizes[0] > 10
+    assert max(sizes[-2:]) <= 4
+
+
+def test_where_windows_have_little_work_a_call_holds_several_oldest_first() -> None:
+    blocks = [block(number, step=4 * (number // 3)) for number in range(12)]
+    made = costing([0, 1], 1e-3, reversed(blocks))
+    first, second = made.train()
+    assert ids(first) == list(range(6))
+    assert ids(second) == list(range(6, 12))
+
+
+def test_where_a_window_has_enough_work_calls_hold_nothing_of_the_next() -> None:
+    blocks = [block(number, step=4 * (number // 8)) for number in range(16)]
+    made = costing([0], 1e-2, blocks)
+    order = []
+    while calls := list(made.train()):
+        for call in calls:
+            assert len({found.step[0] for found in call.blocks}) == 1
+            order += ids(call)
+            made.returned(call.call, 1e-2 * len(call.blocks))
+    assert order == list(range(16))

@@ -386,3 +386,30 @@ def test_a_step_that_comes_out_otherwise_stops_the_run(bench: Bench) -> None:
     bench.recorder.step(StepRecord(0, 0, "another sum"), {})
     with pytest.raises(AggregationError, match="server step 0 was committed with exact sum"):
         bench.recorder.flush(is_forced=True)
+
+
+def test_after_slow_commits_the_next_one_waits_longer_but_no_longer_than_a_snapshot(
+    bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = bench.journal.commit
+
+    def waits(seconds: float) -> list[float]:
+        """Wall time between the starts of commits that take `seconds` each, once they have settled."""
+        moments: list[float] = []
+
+        def slow(what: Commit) -> None:
+            moments.append(clock.now)
+            clock.now += seconds
+            commit(what)
+
+        monkeypatch.setattr(bench.journal, "commit", slow)
+        for _ in range(1000):
+            clock.now += 0.1
+            bench.close(bench.coordinator.version)
+            bench.recorder.flush()
+        return np.diff(moments)[8:].round(1).tolist()
+
+    quick, slow, hopeless = waits(0.0), waits(0.02), waits(1.0)
+    assert set(quick) <= {0.5, 0.6}
+    assert all(1.9 < found < 2.3 for found in slow)
+    assert all(5.9 < found < 6.2 for found in hopeless)
