@@ -93,6 +93,8 @@ def spec_of(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.concurrency:
         schedule = {"kind": "async", "concurrency": options.concurrency, "buffer_goal": options.cohort}
         aggregation["kind"] = "fedbuff"
+    if options.as_module:
+        models["W1"] = {"kind": "custom", "factory": "work:torch_model", "arguments": {"name": "W1"}}
     runtime = {"kind": "inline"} if options.workers == 0 else {"kind": "ray", "workers": options.workers}
     return {
         "name": "bench",
@@ -152,7 +154,7 @@ def span(run: Run, skipped: float) -> tuple[int, float]:
 
 
 def measure(timed: Timed, seconds: float) -> dict[str, float]:
-    steps = 4
+    steps = 2
     short, short_s = timed.run(steps)
     while True:
         # grown until a step's time can be told from the start's
@@ -182,6 +184,7 @@ def main() -> None:
         ("--workers", workers),
         ("--concurrency", {"type": int, "default": 0, "help": "FedBuff, with --cohort as K; 0: synchronous"}),
         ("--hidden", {"type": int, "nargs": "+", "help": "widths of W1's hidden layers"}),
+        ("--as-module", {"action": "store_true", "help": "W1 as a torch module of one's own"}),
         ("--config", {"choices": CONFIGS, "default": None, "help": "one of atoll's own configs, not the workload"}),
         ("--set", {"nargs": "*", "default": [], "metavar": "KEY=VALUE", "help": "overrides of the spec"}),
     )
