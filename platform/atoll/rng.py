@@ -37,28 +37,31 @@ def key(seed: int, *path: str | int) -> int:
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = (x ^ (x >> U64(30))) * _M1
-    x = (x ^ (x >> U64(27))) * _M2
-    return x ^ (x >> U64(31))
+    x = x ^ (x >> U64(30))
+    x *= _M1
+    x ^= x >> U64(27)
+    x *= _M2
+    x ^= x >> U64(31)
+    return x
 
 
-def bits(stream: int, *counters: IntArray | int) -> npt.NDArray[np.uint64]:
+def bits(stream: int | npt.NDArray[np.uint64], *counters: IntArray | int) -> npt.NDArray[np.uint64]:
     """64 random bits per element of the broadcast `counters` (non-negative integers; order of the words matters).
 
     Args:
-        stream: a key from `key`.
-        counters: one or more integer arrays or scalars that broadcast together.
+        stream: a key from `key`, or an array of keys.
+        counters: one or more integer arrays or scalars; they and the streams broadcast together.
 
     Purity: pure.
     """
-    state: npt.NDArray[np.uint64] = np.asarray(stream, dtype=np.uint64).reshape(())
+    state: npt.NDArray[np.uint64] = np.asarray(stream, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for word in counters:
             state = _mix(state + (np.asarray(word).astype(np.uint64) + U64(1)) * _GOLDEN)
     return state
 
 
-def uniform(stream: int, *counters: IntArray | int) -> npt.NDArray[np.float64]:
+def uniform(stream: int | npt.NDArray[np.uint64], *counters: IntArray | int) -> npt.NDArray[np.float64]:
     """Uniform float64 in the open interval (0, 1), one per element of the broadcast `counters`.
 
     Purity: pure.
@@ -67,7 +70,7 @@ def uniform(stream: int, *counters: IntArray | int) -> npt.NDArray[np.float64]:
     return (values + 0.5) * 2.0**-53
 
 
-def integers(stream: int, bound: int, *counters: IntArray | int) -> npt.NDArray[np.int64]:
+def integers(stream: int | npt.NDArray[np.uint64], bound: int, *counters: IntArray | int) -> npt.NDArray[np.int64]:
     """Uniform int64 in [0, bound), one per element of the broadcast `counters`; bias below bound / 2⁵³.
 
     Purity: pure.
@@ -76,14 +79,14 @@ def integers(stream: int, bound: int, *counters: IntArray | int) -> npt.NDArray[
     return np.minimum(drawn, bound - 1)
 
 
-def permute(stream: int, index: IntArray, size: int) -> npt.NDArray[np.int64]:
+def permute(stream: int | npt.NDArray[np.uint64], index: IntArray, size: int) -> npt.NDArray[np.int64]:
     """A keyed bijection of [0, size): element `index[i]` goes to the i-th result. No memory, O(1) each.
 
     A balanced Feistel network over the next power of four, walked until the value falls inside `size` (cycle walking;
     Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): expected at most four walks.
 
     Args:
-        stream: a key from `key`; another key is another permutation.
+        stream: a key from `key`; another key is another permutation. Or an array of keys that broadcasts to index.
         index: integers in [0, size), any shape.
         size: number of elements, > 0.
 
@@ -96,12 +99,13 @@ def permute(stream: int, index: IntArray, size: int) -> npt.NDArray[np.int64]:
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = U64((1 << half) - 1)
     out = np.array(index, dtype=np.uint64).reshape(-1)
+    streams = np.broadcast_to(np.asarray(stream, dtype=np.uint64), np.shape(index)).reshape(-1)
     todo = np.arange(out.size)
     while todo.size:
-        value = out[todo]
+        value, own = out[todo], streams[todo]
         left, right = value >> U64(half), value & mask
         for round_index in range(_FEISTEL_ROUNDS):
-            left, right = right, left ^ (bits(stream, round_index, right) & mask)
+            left, right = right, left ^ (bits(own, round_index, right) & mask)
         value = (left << U64(half)) | right
         out[todo] = value
         todo = todo[value >= U64(size)]

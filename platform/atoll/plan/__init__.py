@@ -1,9 +1,10 @@
 """Timeline → work units: blocks of lanes, version lifetimes, exact grid, cost, checks ahead of the run."""
 
-from atoll.plan.blocks import Weigh, cut_blocks, lookahead_steps
+from atoll.plan.blocks import Weigh, cut_windows, lookahead_steps
 from atoll.plan.grid import METRIC_EXPONENT, Grid
 from atoll.plan.lanes import DeviceClass, Kernel, auto_lanes, profile_digest
-from atoll.plan.planner import Planner, PlanSettings, StepPlan, Window
+from atoll.plan.planner import Planner, PlanSettings, Window
+from atoll.plan.steps import StepPlan
 from atoll.plan.summary import PlanSummary, SummaryBuilder, check_memory
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "Window",
     "auto_lanes",
     "check_memory",
-    "cut_blocks",
+    "cut_windows",
     "lookahead_steps",
     "profile_digest",
 ]

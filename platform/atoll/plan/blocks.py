@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from atoll.messages import Block
+from atoll.plan.steps import Used
 
-__all__ = ["Weigh", "cut_blocks", "lookahead_steps"]
+__all__ = ["Weigh", "cut_windows", "lookahead_steps"]
+
+I64 = npt.NDArray[np.int64]
 
 #: (staleness int64, num_examples int64) → (weight, example weight), float64, elementwise and pure.
 Weigh = Callable[
@@ -41,14 +45,14 @@ def lookahead_steps(lanes: int, tasks_per_step: int, *, is_async: bool) -> int:
     return max(1, -(-lanes // tasks_per_step))
 
 
-def cut_blocks(
-    rows: npt.NDArray[np.void], lanes: int, lookahead: int, weigh: Weigh, first_block_id: int
-) -> list[Block]:
-    """Blocks of up to `lanes` tasks that cover `rows`, each task once.
+def cut_windows(
+    used: Used, first_step: int, num_windows: int, lookahead: int, lanes: int, first_block_id: int
+) -> list[list[Block]]:
+    """Blocks of up to `lanes` tasks that cover the used rows of consecutive windows, each task once; a list per window.
 
     Guarantees:
-        In every block max(start_version) ≤ min(step): all its start versions exist before the first step that needs
-        it. So blocks never wait for one another in a circle.
+        A block's tasks are of one window, and in every block max(start_version) ≤ min(step): all its start versions
+        exist before the first step that needs it. So blocks never wait for one another in a circle.
         Lanes are sorted by num_examples, longest first (ties: step, then task id), so that neighbours in a block do
         similar work and the learner can shrink the active prefix.
 
@@ -57,40 +61,77 @@ def cut_blocks(
     need a later one: few groups, since most tasks of an asynchronous run start on old versions.
 
     Args:
-        rows: structured array (timeline.ROW) of the tasks used by the window's steps, any order.
-        lanes: W, > 0.
+        used: tasks used by the windows' steps; at least one per window.
+        first_step: of the first window.
+        num_windows: how many windows.
         lookahead: server steps per window.
-        weigh: gives each task's weight and example weight.
+        lanes: W, > 0.
         first_block_id: id of the first block; the others follow.
 
-    Purity: pure; independent of everything after the window, so plans are prefix-stable.
+    Purity: pure. A window's blocks do not depend on other windows, so plans are prefix-stable.
     """
-    first_step = int(rows["step"].min())
-    is_early = rows["start_version"] <= first_step - lookahead
-    groups, rest = [rows[is_early]], rows[~is_early]
-    while rest.size:
-        is_free = rest["start_version"] <= rest["step"].min()
-        groups.append(rest[is_free])
-        rest = rest[~is_free]
-    blocks: list[Block] = []
-    for group in groups:
-        ordered = group[np.lexsort((group["task_id"], group["step"], -group["num_examples"].astype(np.int64)))]
-        for begin in range(0, group.size, lanes):
-            blocks.append(_block(first_block_id + len(blocks), ordered[begin : begin + lanes], weigh))
-    return blocks
-
-
-def _block(block_id: int, rows: npt.NDArray[np.void], weigh: Weigh) -> Block:
-    staleness = rows["step"].astype(np.int64) - rows["start_version"]
-    num_examples = rows["num_examples"].astype(np.int64)
-    weight, example_weight = weigh(staleness, num_examples)
-    return Block(
-        block_id=block_id,
-        task_id=np.ascontiguousarray(rows["task_id"]),
-        client_id=np.ascontiguousarray(rows["client_id"]),
-        start_version=np.ascontiguousarray(rows["start_version"]),
-        step=np.ascontiguousarray(rows["step"]),
-        num_examples=num_examples,
-        weight=weight,
-        example_weight=example_weight,
+    rows = used.rows
+    step, version = rows["step"].astype(np.int64) - first_step, rows["start_version"].astype(np.int64) - first_step
+    window = step // lookahead
+    group = _groups(window, step, version, num_windows, lookahead)
+    examples, task_id = rows["num_examples"].astype(np.int64), np.ascontiguousarray(rows["task_id"])
+    run = window * (int(group.max()) + 1) + group
+    order = _order(run, examples, step, task_id)
+    run = run.take(order)
+    lanes_in_order = Block(
+        block_id=first_block_id,
+        task_id=task_id.take(order),
+        client_id=rows["client_id"].take(order),
+        start_version=rows["start_version"].take(order),
+        step=rows["step"].take(order),
+        num_examples=examples.take(order),
+        weight=used.weight.take(order),
+        example_weight=used.example_weight.take(order),
     )
+    windows = window.take(order)
+    bounds = [0, *(np.flatnonzero(np.diff(run)) + 1).tolist(), len(run)]
+    cut: list[list[Block]] = [[] for _ in range(num_windows)]
+    block_id = first_block_id
+    for begin, end in itertools.pairwise(bounds):
+        blocks = cut[windows[begin]]
+        for first in range(begin, end, lanes):
+            own = slice(first, min(first + lanes, end))
+            blocks.append(_part(lanes_in_order, block_id, own))
+            block_id += 1
+    return cut
+
+
+def _part(block: Block, block_id: int, own: slice) -> Block:
+    return Block(
+        block_id, block.task_id[own], block.client_id[own], block.start_version[own], block.step[own],
+        block.num_examples[own], block.weight[own], block.example_weight[own],
+    )  # fmt: skip
+
+
+def _groups(window: I64, step: I64, version: I64, num_windows: int, lookahead: int) -> I64:
+    """The order in which a window's tasks are cut: 0 for start versions a window old, then as versions come to be."""
+    group = np.zeros(len(window), dtype=np.int64)
+    rest, number = np.flatnonzero(version > (window - 1) * lookahead), 0
+    while rest.size:
+        number += 1
+        exists = np.full(num_windows, np.iinfo(np.int64).max)
+        np.minimum.at(exists, window[rest], step[rest])
+        group[rest] = number
+        rest = rest[version[rest] > exists[window[rest]]]
+    return group
+
+
+def _order(run: I64, examples: I64, step: I64, task_id: I64) -> I64:
+    """Indices that sort by run, then examples downwards, then step, then task id."""
+    by_task = np.argsort(task_id)
+    most = int(examples.max())
+    keys = (run, most - examples, step, np.empty_like(by_task))
+    keys[3][by_task] = np.arange(len(by_task))
+    widths = [max(1, int(key.max()).bit_length()) for key in keys]
+    if sum(widths) > 63:
+        return np.lexsort((task_id, step, -examples, run))
+    packed = np.zeros(len(run), dtype=np.int64)
+    for key, width in zip(keys, widths, strict=True):
+        packed = (packed << width) | key
+    packed.sort()
+    return by_task.take(packed & ((1 << widths[3]) - 1))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from atoll.messages import Block
-from atoll.plan.blocks import Weigh, cut_blocks
+from atoll.plan.blocks import Weigh, cut_windows
+from atoll.plan.steps import StepPlan, Used, step_plans
 from atoll.timeline import Outcome, Timeline
 
 __all__ = ["PlanSettings", "Planner", "StepPlan", "Window"]
+
+_ROWS_AHEAD = 2**13  # rows planned together
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,39 +34,6 @@ class PlanSettings:
     lanes: int
     lookahead_steps: int
     identity: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One server step as the plan knows it ahead of training.
-
-    Attributes:
-        step: the server step, 0 first; it turns version `step` into version `step + 1`.
-        closed_us: virtual time at which its buffer is full.
-        fill_us: virtual time since the previous step closed.
-        num_lanes: tasks whose deltas it sums, ≥ 1.
-        divisor: Σ example weight over them.
-        staleness_mean: mean staleness of them.
-        staleness_p95: 95th percentile of it.
-        num_failed: participations that ended without effect since the previous step closed.
-        wasted_us: device time these spent.
-        used_us: device time that the used tasks spent.
-        start_versions: distinct start versions, ascending.
-        start_weights: Σ weight per distinct start version (the mixing form of FedAsync needs it).
-    """
-
-    step: int
-    closed_us: int
-    fill_us: int
-    num_lanes: int
-    divisor: float
-    staleness_mean: float
-    staleness_p95: float
-    num_failed: int
-    wasted_us: int
-    used_us: int
-    start_versions: npt.NDArray[np.int32]
-    start_weights: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +82,16 @@ class Window:
         return str(sha.hexdigest())
 
 
+class _Draft(NamedTuple):
+    """A window without its digests."""
+
+    steps: tuple[StepPlan, ...]
+    blocks: tuple[Block, ...]
+    rows: npt.NDArray[np.void]
+    offsets: npt.NDArray[np.int64]
+    live_versions: npt.NDArray[np.int32]
+
+
 class Planner:
     """Pulls a timeline and cuts it window by window.
 
@@ -118,7 +99,7 @@ class Planner:
     earlier ones (design.md 9.4).
 
     Args:
-        timeline: a fresh timeline (no step taken yet).
+        timeline: a fresh timeline (no step taken yet); the planner takes from it more than it has planned.
         settings: lane width, window length, identity.
         weigh: weights by staleness and example count.
     """
@@ -128,7 +109,7 @@ class Planner:
         self._timeline = timeline
         self._weigh = weigh
         self._next_block_id = 0
-        self._closed_us = 0
+        self._ahead: deque[_Draft] = deque()
         self._num_steps = 0
         text = f"lanes={settings.lanes};lookahead={settings.lookahead_steps};{settings.identity};{timeline.identity}"
         self._timeline_sha = hashlib.sha256(timeline.identity.encode())
@@ -141,54 +122,57 @@ class Planner:
 
     def advance(self) -> Window:
         """The next window. Raises what the timeline raises where no further step can be reached."""
-        first = self._num_steps
-        chunk = self._timeline.advance(self.settings.lookahead_steps)
-        is_used = chunk.rows["outcome"] == Outcome.USED
-        blocks = self._cut(chunk.rows[is_used])
-        steps = []
-        for index in range(chunk.num_steps):
-            rows = chunk.rows[chunk.offsets[index] : chunk.offsets[index + 1]]
-            steps.append(self._step_plan(first + index, int(chunk.closed_us[index]), rows))
+        if not self._ahead:
+            self._plan_ahead()
+        drafted = self._ahead.popleft()
         timeline_sha_before = self._timeline_sha.copy()
-        self._timeline_sha.update(chunk.rows.tobytes())
-        for block in blocks:
+        self._timeline_sha.update(drafted.rows.view(np.uint8).data)
+        for block in drafted.blocks:
             for array in (block.task_id, block.client_id, block.start_version, block.step, block.weight):
-                self._plan_sha.update(array.tobytes())
+                self._plan_sha.update(array.data)
             self._plan_sha.update(b"|")
-        self._next_block_id += len(blocks)
-        self._num_steps += chunk.num_steps
-        return Window(
-            steps=tuple(steps),
-            blocks=tuple(blocks),
-            rows=chunk.rows,
-            offsets=chunk.offsets,
-            live_versions=self._timeline.live_versions().astype(np.int32),
-            plan_digest=self._plan_sha.hexdigest(),
-            timeline_sha_before=timeline_sha_before,
-        )
+        self._num_steps += len(drafted.steps)
+        return Window(*drafted, self._plan_sha.hexdigest(), timeline_sha_before)
 
-    def _cut(self, rows: npt.NDArray[np.void]) -> list[Block]:
-        settings = self.settings
-        return cut_blocks(rows, settings.lanes, settings.lookahead_steps, self._weigh, self._next_block_id)
+    def _plan_ahead(self) -> None:
+        """Drafts the windows that the timeline has simulated already, one at least: many cost little more than one."""
+        ahead = self.settings.lookahead_steps
+        num_windows = max(1, self._timeline.steps_at_hand(_ROWS_AHEAD) // ahead)
+        chunk = self._timeline.advance(num_windows * ahead)
+        is_used = chunk.rows["outcome"] == Outcome.USED
+        rows = chunk.rows.take(np.flatnonzero(is_used))
+        staleness = rows["step"].astype(np.int64) - rows["start_version"]
+        used = Used(rows, *self._weigh(staleness, rows["num_examples"].astype(np.int64)))
+        busy_us = chunk.rows["finish_us"] - chunk.rows["start_us"]
+        steps = step_plans(
+            chunk.first_step, chunk.opened_us, chunk.closed_us, chunk.offsets, is_used, busy_us, used
+        )  # fmt: skip
+        cut = cut_windows(used, chunk.first_step, num_windows, ahead, self.settings.lanes, self._next_block_id)
+        self._next_block_id += sum(len(blocks) for blocks in cut)
+        cuts = chunk.offsets[::ahead]
+        alive = _alive(chunk.rows["start_version"], cuts[1:], chunk.first_step, ahead, self._timeline.live_versions())
+        for index, blocks in enumerate(cut):
+            first = index * ahead
+            own = slice(cuts[index], cuts[index + 1])
+            offsets = chunk.offsets[first : first + ahead + 1] - cuts[index]
+            plans = tuple(steps[first : first + ahead])
+            self._ahead.append(_Draft(plans, tuple(blocks), chunk.rows[own], offsets, alive[index]))
 
-    def _step_plan(self, step: int, closed_us: int, rows: npt.NDArray[np.void]) -> StepPlan:
-        is_used = rows["outcome"] == Outcome.USED
-        used, failed = rows[is_used], rows[~is_used]
-        staleness = step - used["start_version"].astype(np.int64)
-        weight, example_weight = self._weigh(staleness, used["num_examples"].astype(np.int64))
-        versions, where = np.unique(used["start_version"], return_inverse=True)
-        fill_us, self._closed_us = closed_us - self._closed_us, closed_us
-        return StepPlan(
-            step=step,
-            closed_us=closed_us,
-            fill_us=fill_us,
-            num_lanes=int(used.size),
-            divisor=float(example_weight.sum()),
-            staleness_mean=float(staleness.mean()),
-            staleness_p95=float(np.percentile(staleness, 95)),
-            num_failed=int(failed.size),
-            wasted_us=int((failed["finish_us"] - failed["start_us"]).sum()),
-            used_us=int((used["finish_us"] - used["start_us"]).sum()),
-            start_versions=versions.astype(np.int32),
-            start_weights=np.bincount(where, weights=weight, minlength=versions.size).astype(np.float64),
-        )
+
+def _alive(
+    version: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int64],
+    first_step: int,
+    ahead: int,
+    last: npt.NDArray[np.int32],
+) -> list[npt.NDArray[np.int32]]:
+    """Start versions in flight after each window: of rows that come later, and those alive after the last (`last`)."""
+    if not last.size:
+        return [last] * len(ends)  # synchronous rounds leave nothing
+    known = np.union1d(version, last)
+    # the last row that starts from each version; those still alive come after all rows
+    until = np.zeros(known.size, dtype=np.int64)
+    np.maximum.at(until, np.searchsorted(known, version), np.arange(len(version)))
+    until[np.searchsorted(known, last)] = len(version)
+    steps = first_step + ahead * np.arange(1, len(ends) + 1)
+    return [known[(until >= end) & (known <= step)] for end, step in zip(ends, steps, strict=True)]

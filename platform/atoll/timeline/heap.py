@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atoll.population import Population
-from atoll.timeline.records import ROW, Batch
+from atoll.timeline.records import ROW, Batch, join
 from atoll.timeline.schedules import AsyncSchedule
 from atoll.timeline.selection import END_US, SLOT_SHIFT, Selector
 
@@ -70,7 +70,7 @@ class HeapLoop:
                 self._help(why)
             num_rows, num_steps = kernels.take_counts(slots)
             # copies: a view would keep the whole block alive
-            yield Batch(rows[:num_rows].copy(), ends[:num_steps].copy(), closed[:num_steps].copy())
+            yield Batch(join([rows[:num_rows]]), ends[:num_steps].copy(), closed[:num_steps].copy())
             wanted = min(2 * wanted, _BATCH_ROWS)
 
     def pending(self) -> tuple[I64, I64]:

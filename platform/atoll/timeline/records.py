@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ROW", "Batch", "Chunk", "Rows", "concat"]
+__all__ = ["ROW", "Batch", "Chunk", "Rows", "concat", "join"]
 
 I64 = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.void]
@@ -28,6 +28,15 @@ ROW: np.dtype[Any] = np.dtype(
 )
 """One finished task. `task_id` is (slot or round) << 32 | (ordinal or position); `step` is the server step that uses
 it, −1 for a failure; `outcome` is a `population.Outcome`."""
+
+
+#: a row without its fields: NumPy copies records field by field, which takes seven times as long
+_RAW = np.dtype((np.void, ROW.itemsize))
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """One new array out of arrays of rows. Purity: pure."""
+    return np.concatenate([part.view(_RAW) for part in parts]).view(ROW)
 
 
 class Batch(NamedTuple):
@@ -84,7 +93,7 @@ def concat(chunks: Sequence[Chunk]) -> Chunk:
             raise ValueError(f"chunk starts at step {chunk.first_step}, but step {step} is next")
         offsets.append(chunk.offsets[1:] + base)
         base, step = base + len(chunk.rows), step + chunk.num_steps
-    rows = np.concatenate([chunk.rows for chunk in chunks])
+    rows = join([chunk.rows for chunk in chunks])
     rows.setflags(write=False)
     closed = np.concatenate([chunk.closed_us for chunk in chunks])
     return Chunk(chunks[0].first_step, rows, np.concatenate(offsets), closed, chunks[0].opened_us)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from atoll import rng
 from atoll.errors import PlanError, Problem
 from atoll.population import NEVER, Outcome, Population
-from atoll.timeline.records import ROW, Batch, Rows
+from atoll.timeline.records import ROW, Batch, Rows, join
 from atoll.timeline.schedules import SyncSchedule
 from atoll.timeline.selection import SLOT_SHIFT, never_available
 
@@ -21,6 +21,7 @@ __all__ = ["RoundLoop"]
 I64 = npt.NDArray[np.int64]
 
 _MAX_ASKED = 64
+_BATCH_ROWS = 2**13
 _MAX_TRIES = 100
 _USED, _ABORTED = int(Outcome.USED), int(Outcome.ABORTED)
 
@@ -36,15 +37,20 @@ class _Tasks(NamedTuple):
     examples: I64
 
 
+def _stream(seed: int, cluster: int, step: int, attempt: int = 0) -> int:
+    path = ("round", step, cluster, attempt) if attempt else ("round", step, cluster)
+    return rng.key(seed, *path)
+
+
 class _Try:
     """Positions of one attempt at one round: a keyed permutation of the members, or draws with replacement."""
 
-    def __init__(self, loop: RoundLoop, step: int, attempt: int, base: int) -> None:
+    def __init__(self, loop: RoundLoop, step: int, attempt: int, base: int, drawn: _Tasks | None) -> None:
         self._loop = loop
         self._step = step
         self._base = base
-        path = ("round", step, loop.cluster, attempt) if attempt else ("round", step, loop.cluster)
-        self._stream = rng.key(loop.seed, *path)
+        self._stream = _stream(loop.seed, loop.cluster, step, attempt)
+        self._drawn = drawn  # first places, as if they started at 0
         self._distinct = loop.schedule.sampling == "without_replacement"
         self._known_from = 0
         self._known = np.empty(0, dtype=np.int64)
@@ -82,8 +88,12 @@ class _Try:
         """Up to `count` tasks that start at `now`, or wait for a candidate to check in; fewer where members run out."""
         population = self._loop.population
         if population.always_available:
-            index = np.arange(self.cursor, self._stop(count))
-            self.cursor += len(index)
+            first, stop = self.cursor, self._stop(count)
+            self.cursor = stop
+            if self._drawn is not None and stop <= len(self._drawn.position):
+                tasks = _Tasks(*(column[first:stop] for column in self._drawn))
+                return tasks._replace(start=tasks.start + now, finish=tasks.finish + now)
+            index = np.arange(first, stop)
             return self._tasks(index, self._clients(index), np.full(len(index), now))
         asked, limit = 2 * count + 6, _MAX_ASKED * count
         while True:
@@ -179,26 +189,70 @@ class RoundLoop:
         self.seed = seed
         self.cluster = cluster
 
+        self._drawn: list[_Tasks] = []  # of the coming rounds, the next one last
+        self._spare = 0
+
     def __iter__(self) -> Iterator[Batch]:
-        now = 0
-        step = 0
+        now, step, wanted = 0, 0, 1
         while True:
-            pieces: list[Rows] = []
-            base = 0
-            for attempt in range(_MAX_TRIES + 1):
-                source = _Try(self, step, attempt, base)
-                rows, now = self._run(source, step, now)
-                pieces.append(rows)
-                base += source.cursor
-                if (rows["outcome"] == _USED).any():
+            rounds: list[Rows] = []
+            closed: list[int] = []
+            problem = None
+            while not problem and sum(map(len, rounds)) < wanted:
+                try:
+                    rows, now = self._round(step, now)
+                except PlanError as error:
+                    problem = error  # only for those who ask for this round
                     break
-            else:
-                hint = "lengthen schedule.deadline_s, or lower devices.dropout"
-                rule = f"at least one arrival in {_MAX_TRIES} tries of a round"
-                raise PlanError([Problem("schedule", f"no arrival in round {step}", rule, "", hint)])
-            joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-            yield Batch(joined, np.array([len(joined)]), np.array([now]))
-            step += 1
+                rounds.append(rows)
+                closed.append(now)
+                step += 1
+            if rounds:
+                yield Batch(join(rounds), np.cumsum([len(rows) for rows in rounds]), np.array(closed))
+            if problem:
+                raise problem
+            wanted = min(2 * wanted, _BATCH_ROWS)
+
+    def _round(self, step: int, now: int) -> tuple[Rows, int]:
+        """(rows of the round, when it closes)."""
+        pieces: list[Rows] = []
+        base = 0
+        for attempt in range(_MAX_TRIES + 1):
+            drawn = self._draw(step) if attempt == 0 and self.population.always_available else None
+            source = _Try(self, step, attempt, base, drawn)
+            rows, now = self._run(source, step, now)
+            pieces.append(rows)
+            base += source.cursor
+            if attempt == 0:
+                self._spare = max(self._spare, source.cursor - self.schedule.num_selected)
+            if (rows["outcome"] == _USED).any():
+                return join(pieces), now
+        hint = "lengthen schedule.deadline_s, or lower devices.dropout"
+        rule = f"at least one arrival in {_MAX_TRIES} tries of a round"
+        raise PlanError([Problem("schedule", f"no arrival in round {step}", rule, "", hint)])
+
+    def _draw(self, step: int) -> _Tasks:
+        """The first places of a round, drawn for many rounds together.
+
+        Those selected, and as many spare ones as earlier rounds have needed at most.
+        """
+        if not self._drawn:
+            members, distinct = self.population.num_members, self.schedule.sampling == "without_replacement"
+            width = self.schedule.num_selected + self._spare
+            width = min(width, members) if distinct else width
+            steps = np.arange(step, step + max(1, _BATCH_ROWS // width))
+            keys = [_stream(self.seed, self.cluster, number) for number in steps.tolist()]
+            streams = np.array(keys, dtype=np.uint64)[:, None]
+            position = np.broadcast_to(np.arange(width), (len(steps), width))
+            places = rng.permute(streams, position, members) if distinct else rng.integers(streams, members, position)
+            clients = self.population.client(places)
+            draw = self.population.draw(clients, (steps[:, None] << SLOT_SHIFT) + position, self.cluster)
+            columns = (
+                position, clients, np.zeros_like(clients), draw.duration_us, draw.outcome.astype(np.int64),
+                draw.num_examples,
+            )  # fmt: skip
+            self._drawn = [_Tasks(*values) for values in zip(*columns, strict=True)][::-1]
+        return self._drawn.pop()
 
     def _run(self, source: _Try, step: int, now: int) -> tuple[Rows, int]:
         wanted = self.schedule.cohort

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from atoll.errors import PlanError, Problem
 from atoll.population import Outcome, Population, identity
 from atoll.timeline.heap import HeapLoop
-from atoll.timeline.records import ROW, Batch, Chunk, Rows
+from atoll.timeline.records import ROW, Batch, Chunk, Rows, join
 from atoll.timeline.rounds import RoundLoop
 from atoll.timeline.schedules import AsyncSchedule, Schedule, SyncSchedule
 from atoll.timeline.window import WindowEngine
@@ -102,6 +102,10 @@ class Timeline:
         """When the last step given out closed; 0 before the first."""
         return self._now_us
 
+    def steps_at_hand(self, most_rows: int) -> int:
+        """Steps that `advance` has ready, as many as have at most `most_rows` rows."""
+        return int(np.searchsorted(self._ends, most_rows, side="right"))
+
     def advance(self, num_steps: int) -> Chunk:
         """The next `num_steps` server steps (≥ 0).
 
@@ -112,7 +116,7 @@ class Timeline:
         self._fetch(num_steps)
         cut = int(self._ends[num_steps - 1]) if num_steps else 0
         # an own copy: a view would keep the engine's whole batch alive
-        rows = self._rows[:cut].copy() if cut < len(self._rows) else self._rows
+        rows = join([self._rows[:cut]]) if cut < len(self._rows) else self._rows
         rows.setflags(write=False)
         offsets = np.concatenate((np.zeros(1, dtype=np.int64), self._ends[:num_steps]))
         closed = self._closed[:num_steps].copy()
@@ -174,6 +178,6 @@ class Timeline:
                 hint = "lower devices.dropout or raise devices.timeout_s, schedule.max_staleness or the availability"
                 rule = "tasks that arrive"
                 raise PlanError([Problem("schedule", f"{barren} tasks in a row failed", rule, "no step closes", hint)])
-        self._rows = np.concatenate(rows)
+        self._rows = join(rows)
         self._ends = np.concatenate(ends)
         self._closed = np.concatenate(closed)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from atoll.population import Outcome, Population
-from atoll.timeline.records import ROW, Batch
+from atoll.timeline.records import ROW, Batch, Rows, join
 from atoll.timeline.schedules import AsyncSchedule
 from atoll.timeline.selection import SLOT_SHIFT, Selector
 
@@ -27,49 +26,35 @@ _WINDOW_ROWS = 2**17  # completions per window once the timeline is under way
 _USED = int(Outcome.USED)
 
 
-class _Pool(NamedTuple):
-    """Tasks drawn and not yet given out, one element each."""
-
-    task_id: I64
-    client: I64
-    start: I64
-    finish: I64
-    outcome: npt.NDArray[np.uint8]
-    examples: npt.NDArray[np.int32]
-    version: npt.NDArray[np.int32]  # −1 until the start lies in a finished window
-
-    def take(self, index: I64) -> _Pool:
-        return _Pool._make(column[index] for column in self)
-
-
-def _join(pools: list[_Pool]) -> _Pool:
-    if len(pools) == 1:
-        return pools[0]
-    return _Pool._make(np.concatenate(columns) for columns in zip(*pools, strict=True))
-
-
 def _event_order(finish: I64, task_id: I64) -> I64:
-    """Indices that sort by (finish, task_id); one fast sort of packed keys, then only the ties again."""
-    count = len(finish)
-    if not count:
-        return np.empty(0, dtype=np.int64)
-    low = int(finish.min())
-    bits = max(1, (count - 1).bit_length())
-    if (int(finish.max()) - low).bit_length() + bits <= 62:
-        packed = ((finish - low) << bits) | np.arange(count)
-        packed.sort()
-        order = packed & ((1 << bits) - 1)
-    else:
-        order = np.argsort(finish)
+    """Indices that sort by (finish, task_id)."""
+    order = _order(finish)
     ordered = finish[order]
     same = ordered[1:] == ordered[:-1]
     if same.any():
-        tied = np.zeros(count, dtype=np.bool_)
+        tied = np.zeros(len(order), dtype=np.bool_)
         tied[1:] |= same
         tied[:-1] |= same
         members = order[tied]
         order[tied] = members[np.lexsort((task_id[members], finish[members]))]
     return order
+
+
+def _order(times: I64) -> I64:
+    """Indices that sort the times, ties in any order: one fast sort of packed keys."""
+    count = len(times)
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    low = int(times.min())
+    bits = max(1, (count - 1).bit_length())
+    if (int(times.max()) - low).bit_length() + bits > 62:
+        return np.argsort(times)
+    packed = times - low
+    packed <<= bits
+    packed |= np.arange(count)
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
 
 
 class WindowEngine:
@@ -86,7 +71,7 @@ class WindowEngine:
         self._goal = schedule.buffer_goal
         self._ordinal = np.zeros(schedule.concurrency, dtype=np.int64)
         self._frontier = np.zeros(schedule.concurrency, dtype=np.int64)  # when the slot's last drawn task ends
-        self._pools: list[_Pool] = []
+        self._drawn: list[Rows] = []  # not yet given out; version −1 until the start lies in a finished window
         self._mean_us = 1.0
         self._arrived = 0
 
@@ -109,12 +94,12 @@ class WindowEngine:
 
     def pending(self) -> tuple[I64, I64]:
         """(start_us, finish_us) of the tasks drawn and not yet yielded."""
-        pool = _join(self._pools)
-        return pool.start, pool.finish
+        rows = join(self._drawn)
+        return rows["start_us"], rows["finish_us"]
 
     def pending_versions(self) -> npt.NDArray[np.int32]:
         """Start versions of the tasks drawn and not yet yielded, where known already."""
-        version = _join(self._pools).version
+        version = np.concatenate([rows["start_version"] for rows in self._drawn])
         return version[version >= 0]
 
     def _extend(self, horizon: int) -> None:
@@ -149,33 +134,37 @@ class WindowEngine:
             ends = finish[:, None]
         self._ordinal[slots] += width
         self._frontier[slots] = ends[:, -1]
-        version = np.full(len(task_id), -1, dtype=np.int32)
-        self._pools.append(_Pool(task_id, client, start, finish, outcome, examples.astype(np.int32), version))
+        rows = np.empty(len(task_id), dtype=ROW)
+        rows["task_id"], rows["client_id"], rows["start_us"], rows["finish_us"] = task_id, client, start, finish
+        rows["start_version"], rows["num_examples"], rows["outcome"] = -1, examples, outcome
+        self._drawn.append(rows)
 
     def _close(self, horizon: int) -> Batch:
         """Everything that ends at the horizon or before."""
-        pool = _join(self._pools)
-        done = pool.finish <= horizon
-        ready = np.flatnonzero(done)
-        ready = ready[_event_order(pool.finish[ready], pool.task_id[ready])]
-        finish = pool.finish[ready]
-        used = pool.outcome[ready] == _USED
+        drawn = join(self._drawn)
+        finish = np.ascontiguousarray(drawn["finish_us"])
+        done = finish <= horizon
+        ready, later = np.flatnonzero(done), np.flatnonzero(~done)
+        finish = finish.take(ready)
+        order = _event_order(finish, drawn["task_id"][ready])
+        # `take` copies whole rows, indexing by an array field by field
+        rows, finish, rest = drawn.take(ready.take(order)), finish.take(order), drawn.take(later)
+        used = rows["outcome"] == _USED
         arrivals = finish[used]
-        fresh = np.flatnonzero((pool.version < 0) & (pool.start <= horizon))
-        before = np.searchsorted(arrivals, pool.start[fresh], side="right")
-        pool.version[fresh] = (before + self._arrived) // self._goal
-        rows = np.empty(len(ready), dtype=ROW)
-        rows["task_id"] = pool.task_id[ready]
-        rows["client_id"] = pool.client[ready]
-        rows["start_us"] = pool.start[ready]
-        rows["finish_us"] = finish
-        rows["start_version"] = pool.version[ready]
+        for part in (rows, rest):
+            self._set_versions(part, arrivals, horizon)
         rank = np.cumsum(used) + (self._arrived - 1)
-        rows["step"] = np.where(used, rank // self._goal, -1)
-        rows["num_examples"] = pool.examples[ready]
-        rows["outcome"] = pool.outcome[ready]
-        self._pools = [pool.take(np.flatnonzero(~done))]
+        step, place = np.divmod(rank, self._goal)
+        rows["step"] = np.where(used, step, -1)
+        self._drawn = [rest]
         self._arrived += len(arrivals)
-        last = used & ((rank + 1) % self._goal == 0)
-        ends = np.flatnonzero(last) + 1
+        ends = np.flatnonzero(used & (place == self._goal - 1)) + 1
         return Batch(rows, ends, finish[ends - 1])
+
+    def _set_versions(self, rows: Rows, arrivals: I64, horizon: int) -> None:
+        """Versions of the tasks that start in this window: as many steps as the arrivals up to then closed."""
+        fresh = np.flatnonzero((rows["start_version"] < 0) & (rows["start_us"] <= horizon))
+        start = rows["start_us"][fresh]
+        order = _order(start)  # a search for ascending numbers runs through the cache
+        before = np.searchsorted(arrivals, start[order], side="right") + self._arrived
+        rows["start_version"][fresh[order]] = before // self._goal
