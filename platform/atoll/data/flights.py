@@ -68,10 +68,12 @@ def open_flights(source: Flights) -> ClientTable:
 
     facts = shipped_sources()["flights"]
     # ParquetFile, since read_table imports pyarrow.dataset: a third of a second
-    flights = pq.ParquetFile(shipped_files() / "flights.parquet", memory_map=True).read()
+    file = shipped_files() / "flights.parquet"
+    flights = pq.ParquetFile(file, memory_map=True, read_dictionary=["tailnum"]).read()
     tables = pq.ParquetFile(shipped_files() / "flights_tables.parquet").read()
     index = {name: to_numpy(flights[name].combine_chunks()) for name in flights.column_names if name != "tailnum"}
-    aircraft = to_numpy(flights["tailnum"].combine_chunks().dictionary_encode().indices)
+    # encoded as it is stored: Arrow's dictionary_encode would import pyarrow.compute
+    aircraft = to_numpy(flights["tailnum"].combine_chunks().indices)
 
     # trained aircraft first, each group in the file's order (tail number, then time)
     order = np.argsort(index["split"] == _UNSEEN, kind="stable")
