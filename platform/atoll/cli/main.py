@@ -57,13 +57,16 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Plan only, no training: duration, staleness, waste, blocks, memory."""
-    from atoll.cli import show, show_ensemble
-    from atoll.experiment import as_spec, plan_ensemble
+    from atoll.cli import show
+    from atoll.experiment import as_spec
     from atoll.experiment import plan as make_plan
     from atoll.spec import arms
 
     resolved = as_spec(config, overrides or ())
     if resolved.ensemble is not None:
+        from atoll.cli import show_ensemble
+        from atoll.experiment import plan_ensemble
+
         planned = plan_ensemble(resolved)
         show_ensemble.plan(planned)
         if as_json:

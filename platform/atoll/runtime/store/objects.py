@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec  # type: ignore[import-untyped]
-
 from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.runtime.store.files import Files, LocalFiles
 
@@ -51,6 +49,8 @@ class ObjectFiles:
             raise SpecError([Problem(_PLACE, repr(url), "one of " + _one_of(), why, _HINT)])
         if not path.strip("/"):
             raise SpecError([Problem(_PLACE, repr(url), f"a bucket after {protocol}://", hint="add /PREFIX too")])
+        import fsspec  # type: ignore[import-untyped]  # with asyncio and ssl: only who has such a store waits for it
+
         try:
             # Other processes write here too: what a driver remembers of an earlier listing is out of date.
             self._fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
