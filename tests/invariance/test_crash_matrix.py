@@ -29,7 +29,7 @@ import pytest
 
 from atoll.experiment.facts import TIMELINE_FILE, TimelineParquet
 from atoll.messages import model_digest
-from atoll.runtime import Parts, RunResult, inline, publishing, recorder, run_inline
+from atoll.runtime import Parts, RunResult, dispatch, inline, publishing, recorder, run_inline
 from atoll.runtime.parts import Durability
 from atoll.runtime.publishing import Sending
 from atoll.runtime.store import Artifact, Commit, LocalFiles, MetricRow, SqliteJournal, epoch_of
@@ -300,8 +300,9 @@ POINTS = SNAPSHOT_POINTS | COMMIT_POINTS | DELETING_POINTS | PUBLISHING_POINTS |
 
 
 def hurry(cadence: int) -> None:
-    """Publishes whenever there is something; takes snapshots at multiples of `cadence`."""
+    """Publishes whenever there is something, trains in short calls; takes snapshots at multiples of `cadence`."""
     publishing._EVERY_S = 0.0
+    dispatch._CALL_LEAST_S = 0.0
     # What a batch meets must not depend on threads: the next event waits until it was sent.
     hook(inline._Inline, "_publish", after=lambda _, run: run._sent is not None and wait([run._sent]))
     original = recorder.Recorder.begin_snapshot

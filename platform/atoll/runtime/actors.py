@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from atoll.aggregation import merge_results
+from atoll.aggregation import Aggregator, AggregatorState, merge_results
 from atoll.errors import ClientWorkError, FencedError
-from atoll.messages import Block, BlockResult, ModelVersion
+from atoll.messages import BlockResult, ModelVersion
+from atoll.runtime.packing import Packed, unpacked
 from atoll.runtime.parts import Publisher
 from atoll.runtime.publishing import Batch, Sending
 from atoll.runtime.work import evaluate_version, train_blocks
@@ -71,18 +72,22 @@ class ClientPool:
         self._tenants[run] = _Tenant(epoch, make_learner(), make_evaluator)
         return _place()
 
+    def beginning(self, make_aggregator: Callable[[AggregatorState | None], Aggregator]) -> AggregatorState:
+        """A run's state at version 0: its weights come from torch, which the coordinator does not load."""
+        return make_aggregator(None).state()
+
     def close(self, run: int) -> None:
         """Forgets a run."""
         self._tenants.pop(run, None)
 
     def train(
-        self, run: int, blocks: Sequence[Block], forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int
+        self, run: int, packed: Packed, forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int
     ) -> tuple[float | ClientWorkError, BlockResult | None]:
         """Trains blocks; returns (busy seconds, their exact partial sums merged).
 
         Args:
             run: its number.
-            blocks: work.
+            packed: blocks.
             forget: versions that nobody asks for any more.
             bundles: versions that this pool lacks.
             epoch: of the coordinator that asks.
@@ -92,7 +97,8 @@ class ClientPool:
         """
         started = time.perf_counter()
         tenant = self._tenant(run, epoch)
-        tenant.take({int(version) for block in blocks for version in block.start_version}, forget, bundles)
+        blocks = unpacked(packed)
+        tenant.take(set().union(*(block.start_version.tolist() for block in blocks)), forget, bundles)
         try:
             merged = merge_results(train_blocks(tenant.learner, blocks, tenant.versions))
         except ClientWorkError as error:

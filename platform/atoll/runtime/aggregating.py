@@ -28,6 +28,7 @@ class DurableAggregator:
         make_files: where snapshots lie.
         records: snapshots in the journal, newest first.
         epoch: of the coordinator that asks.
+        beginning: the state at version 0, where it is known; built here if needed and not known.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class DurableAggregator:
         make_files: Callable[[], Files],
         records: Sequence[SnapshotRecord],
         epoch: int,
+        beginning: AggregatorState | None = None,
     ) -> None:
         self._snapshots = Snapshots(make_files(), epoch)
         #: the snapshot taken up; None: none
@@ -50,6 +52,7 @@ class DurableAggregator:
             self.taken = record
             break
         self._saved = self.taken
+        state = state or beginning
         self._aggregator = make_aggregator(state)
         self._models = [self._aggregator.model] if state is None else [state.models[v] for v in sorted(state.models)]
         self._aggregator.saved(self._snapshots.saved_versions)

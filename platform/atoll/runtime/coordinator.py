@@ -178,8 +178,8 @@ class Coordinator:
                 self._early.update({step.plan.step: step for step in steps if step.plan.step >= self.version})
                 while self.version in self._early:
                     self._closed(self._early.pop(self.version), out)
-            case Evaluated(call, version, metrics, _):
-                if self._dispatcher.evaluated(call):
+            case Evaluated(call, version, metrics, busy_s):
+                if self._dispatcher.evaluated(call, busy_s):
                     self._judge(version, dict(metrics), out)
             case PoolLost(pool, is_out_of_memory, is_to_blame):
                 lost = self._dispatcher.pool_lost
@@ -266,15 +266,16 @@ class Coordinator:
                 self._take_up(block)
 
     def _take_up(self, block: Block) -> None:
-        last = int(block.step.max())
+        steps = block.step.tolist()  # lists: blocks are small, and a NumPy call costs more than a pass over one
+        first, last = min(steps), max(steps)
         if last < self.version:
             return
         # Counted beyond the last step too: a longer run, asked for later, goes on from these versions.
-        versions = np.unique(block.start_version).tolist()
+        versions = sorted(set(block.start_version.tolist()))
         self._uses.update(versions)
         self._last_uses.setdefault(last, []).append(versions)
-        if block.step.min() < self._settings.stop_steps:
-            entry = (int(block.start_version.max()), int(block.step.min()), block.block_id, block)
+        if first < self._settings.stop_steps:
+            entry = (versions[-1], first, block.block_id, block)
             heapq.heappush(self._waiting, entry)
 
     def take_rows(self) -> list[npt.NDArray[np.void]]:

@@ -20,7 +20,7 @@ _CALLS_PER_POOL = 2
 #: Wall seconds of work that make a call worth its overhead (references: a Ray call costs 5 ms of processor time), and
 #: so few that two calls would cost more than pools that end a little apart.
 _CALL_TARGET_S, _CALL_LEAST_S = 0.3, 0.015
-#: An evaluation in units of `_cost`: about as much as a block.
+#: An evaluation in units of `_cost`, until one has come back: about as much as a block.
 _EVALUATION_COST = 2000.0
 #: A block that loses its pool this often while it travels alone ends the run: the work itself kills workers.
 _MAX_LOSSES_ALONE = 8
@@ -59,7 +59,7 @@ class Dispatcher:
         self._window_steps, self._max_failures = window_steps, max_failures
         self._calls: dict[int, _Call] = {}
         self._next_call = 0
-        self._ready: list[tuple[int, int, Block]] = []
+        self._ready: list[tuple[int, int, Block, float]] = []
         #: blocks that lost a pool or failed → how often they did so alone
         self._alone: dict[int, int] = {}
         #: evaluated version → how often its evaluation lost a pool
@@ -70,12 +70,15 @@ class Dispatcher:
         self._failures: list[ClientWorkError] = []
         #: wall seconds per unit of cost, a running mean; it sizes calls and decides no bit
         self._cost_s = 0.0
+        #: of an evaluation, so that its pool gets so much less to train and the next step is not held up by it
+        self._evaluation_cost = _EVALUATION_COST
 
     # ---- what others tell -----------------------------------------------------------------------------------------
 
     def add(self, block: Block) -> None:
         """All start versions of `block` exist."""
-        heapq.heappush(self._ready, (int(block.step.min()) // self._window_steps, block.block_id, block))
+        window = min(block.step.tolist()) // self._window_steps
+        heapq.heappush(self._ready, (window, block.block_id, block, _cost(block)))
 
     def share(self, num_runs: int) -> None:
         """So many runs share the pools: each holds fewer calls, at least one."""
@@ -99,11 +102,13 @@ class Dispatcher:
             if self._calm >= _CALM_BLOCKS:
                 self._most_resident, self._calm = self._most_resident + 1, 0
 
-    def evaluated(self, call_id: int) -> bool:
+    def evaluated(self, call_id: int, busy_s: float = 0.0) -> bool:
         """An evaluation came back; False where it was given up already."""
         call = self._calls.pop(call_id, None)
         if call is None or call.version is None:
             return False
+        if self._cost_s and busy_s:
+            self._evaluation_cost = busy_s / self._cost_s
         self._lost_evaluations.pop(call.version, None)
         return True
 
@@ -178,7 +183,7 @@ class Dispatcher:
         if not self._pools:
             return None
         pool = min(sorted(self._pools), key=self._load)
-        return Evaluate(pool, self._open(_Call(pool, (), version, _EVALUATION_COST)), version)
+        return Evaluate(pool, self._open(_Call(pool, (), version, self._evaluation_cost)), version)
 
     def train(self) -> Iterator[Train]:
         """Gives blocks to pools that have room."""
@@ -187,16 +192,20 @@ class Dispatcher:
             if not free:
                 return
             pool = min(free, key=self._load)
-            blocks = self._take_blocks(pool)
-            versions = sorted({int(version) for block in blocks for version in block.start_version})
-            call = _Call(pool, blocks, None, sum(map(_cost, blocks)))
+            taken = self._take_blocks(pool)
+            if taken is None:
+                return
+            blocks, cost = taken
+            versions = sorted(set().union(*(block.start_version.tolist() for block in blocks)))
+            call = _Call(pool, blocks, None, cost)
             yield Train(pool, self._open(call), blocks, tuple(versions))
 
-    def _take_blocks(self, pool: int) -> tuple[Block, ...]:
-        """The next call: what is due first goes first; later windows' blocks only where there is little of that.
+    def _take_blocks(self, pool: int) -> tuple[tuple[Block, ...], float] | None:
+        """The next call and its cost: what is due first; of later windows only where there is little of that.
 
         As many as make a call worth its overhead, but no more than half of what is left of the pool's fair share, so
-        that calls get smaller towards the end of a window and pools end together. What is small goes whole.
+        that calls get smaller towards the end of a window and pools end together. What is small goes whole. None where
+        the pool has its share already, say in an evaluation, and others will be through sooner.
         """
         last, limit = self._ready[0][0], 0.0
         # Until it is known what work costs, one block at a time: a long call would look like one that hangs.
@@ -204,10 +213,12 @@ class Dispatcher:
             least = _CALL_LEAST_S / self._cost_s
             last, ready = self._due(least * len(self._pools))
             share = (ready + sum(map(self._load, self._pools))) / len(self._pools) - self._load(pool)
+            if share <= 0:
+                return None
             limit = min(share / 2 if share / 2 >= least else share, _CALL_TARGET_S / self._cost_s)
         room = self._room()
-        blocks = [heapq.heappop(self._ready)[2]]
-        taken = _cost(blocks[0])
+        _, _, block, taken = heapq.heappop(self._ready)
+        blocks = [block]
         while (
             taken < limit
             and len(blocks) < room
@@ -216,15 +227,16 @@ class Dispatcher:
             and self._ready[0][0] <= last
             and self._ready[0][1] not in self._alone
         ):
-            blocks.append(heapq.heappop(self._ready)[2])
-            taken += _cost(blocks[-1])
-        return tuple(blocks)
+            _, _, block, cost = heapq.heappop(self._ready)
+            blocks.append(block)
+            taken += cost
+        return tuple(blocks), taken
 
     def _due(self, enough: float) -> tuple[int, float]:
         """(window, cost of the ready blocks up to it): the first, and as many more as it takes to cost `enough`."""
         costs: dict[int, float] = {}
-        for window, _, block in self._ready:
-            costs[window] = costs.get(window, 0.0) + _cost(block)
+        for window, _, _, cost in self._ready:
+            costs[window] = costs.get(window, 0.0) + cost
         total, last = 0.0, 0
         for last in sorted(costs):
             total += costs[last]

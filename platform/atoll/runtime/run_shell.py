@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from atoll.aggregation import Step
+from atoll.aggregation import AggregatorState, Step
 from atoll.errors import AtollError, ClientWorkError, FencedError
 from atoll.messages import Block
 from atoll.runtime.aggregating import DurableAggregator
@@ -40,6 +40,7 @@ from atoll.runtime.events import (
 )
 from atoll.runtime.losses import SUMS_LOST, RollBack, told
 from atoll.runtime.opening import Attempt, begin
+from atoll.runtime.packing import packed
 from atoll.runtime.parts import Outcome, Parts
 from atoll.runtime.recorder import checkpoint_artifact, result_of
 from atoll.runtime.shared import SharedPools, SharedTracker
@@ -196,11 +197,35 @@ class RunShell:
         self._open_pools: set[int] = set()
         self._pools.open(self)
         self._tracker.open(self)
-        # The pools prepare themselves meanwhile.
+        #: the pool that was asked for the state at version 0, where there is no snapshot
+        self._asked_pool: int | None = None
+        if self._journal.snapshots():
+            self._take_up(None)  # the pools prepare themselves meanwhile
+
+    def _take_up(self, beginning: AggregatorState | None) -> None:
+        """The newest snapshot, or the beginning."""
+        if self._state != "opening" or self._aggregator is not None:
+            return
+        records = self._journal.snapshots()
+        parts = self.parts
         self._aggregator = DurableAggregator(
-            self.parts.make_aggregator, self.parts.make_snapshot_files, self._journal.snapshots(), self._epoch
+            parts.make_aggregator, parts.make_snapshot_files, records, self._epoch, beginning
         )
         self._bundles.add(self._aggregator.take_models())
+
+    def _ask_for_beginning(self) -> None:
+        """One of the open pools makes the first weights: it has loaded torch anyway."""
+        if self._state != "opening" or self._aggregator is not None or self._asked_pool is not None:
+            return
+        if self._open_pools:
+            self._asked_pool = pool = min(self._open_pools)
+
+            def made(state: AggregatorState) -> None:
+                with self.guarded():
+                    self._take_up(state)
+                    self._begin_when_ready()
+
+            self._pools.watch(pool, self, self._pools[pool].beginning.remote(self.parts.make_aggregator), made)
 
     def _begin_when_ready(self) -> None:
         """Workers import torch and open the data first, so that wall time measures the run; one is enough."""
@@ -277,6 +302,7 @@ class RunShell:
         with self.guarded():
             self._open_pools.add(pool)
             if self._attempt is None:
+                self._ask_for_beginning()
                 self._begin_when_ready()
             else:
                 self._handle(PoolReady(pool))
@@ -287,6 +313,9 @@ class RunShell:
         self._bundles.lost(pool)
         self._open_pools.discard(pool)
         with self.guarded():
+            if pool == self._asked_pool:
+                self._asked_pool = None
+                self._ask_for_beginning()
             self._handle(PoolLost(pool, is_out_of_memory, is_work_to_blame))
 
     def tracker_lost(self, error: BaseException) -> None:
@@ -335,7 +364,7 @@ class RunShell:
     def _train(self, pool: int, call: int, blocks: tuple[Block, ...], versions: tuple[int, ...]) -> None:
         forget, bundles = self._bundles.send(pool, versions)
         train = self._pools[pool].train.options(num_returns=2)
-        busy, sums = train.remote(self.number, blocks, forget, *bundles, epoch=self.epoch)
+        busy, sums = train.remote(self.number, packed(blocks), forget, *bundles, epoch=self.epoch)
         self._pools.watch(pool, self, busy, partial(self._trained, call, blocks, sums))
 
     def _trained(self, call: int, blocks: tuple[Block, ...], sums: Any, busy_s: float | ClientWorkError) -> None:

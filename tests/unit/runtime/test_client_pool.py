@@ -9,6 +9,7 @@ from atoll.errors import ClientWorkError
 from atoll.evaluation import Evaluation
 from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.runtime.actors import ClientPool
+from atoll.runtime.packing import packed
 
 WEIGHTS = np.zeros(1, dtype=np.float32)
 
@@ -43,11 +44,11 @@ def pool() -> ClientPool:
 def test_a_pool_keeps_of_a_bundle_what_it_was_sent_for(pool: ClientPool) -> None:
     """Steps that close together travel together; a version that nobody asked for would stay for the whole run."""
     bundle = [ModelVersion(version, WEIGHTS) for version in range(3, 8)]
-    pool.train(0, [block(4, 6), block(6)], [], bundle, epoch=0)
+    pool.train(0, packed([block(4, 6), block(6)]), [], bundle, epoch=0)
     assert set(pool._tenants[0].versions) == {4, 6}
     assert pool.evaluate(0, 7, [4], bundle, epoch=0)[1] == {"eval/loss": 7.0}
     assert set(pool._tenants[0].versions) == {6, 7}
-    pool.train(0, [block(7)], [6], epoch=0)
+    pool.train(0, packed([block(7)]), [6], epoch=0)
     assert set(pool._tenants[0].versions) == {7}
 
 
@@ -74,7 +75,7 @@ def test_what_client_code_raises_comes_back_as_a_value_and_the_pool_goes_on(erro
     pool = ClientPool()
     pool.open(0, lambda: Failing(error), lambda: Failing(error), 0)  # type: ignore[arg-type,return-value]
     bundle = [ModelVersion(version, WEIGHTS) for version in (5, 6)]
-    told, sums = pool.train(0, [block(5), block(6)], [], bundle, epoch=0)
+    told, sums = pool.train(0, packed([block(5), block(6)]), [], bundle, epoch=0)
     assert isinstance(told, ClientWorkError)
     assert sums is None, "half of a call is none of it"
     assert told.is_out_of_memory == isinstance(error, MemoryError)
@@ -83,7 +84,7 @@ def test_what_client_code_raises_comes_back_as_a_value_and_the_pool_goes_on(erro
     assert isinstance(found, ClientWorkError)
     assert found.is_out_of_memory == told.is_out_of_memory
     assert seconds >= 0
-    busy_s, sums = pool.train(0, [block(5)], [], epoch=0)
+    busy_s, sums = pool.train(0, packed([block(5)]), [], epoch=0)
     assert isinstance(busy_s, float)
     assert sums is not None
     assert sums.block_ids == (0,)
@@ -93,14 +94,14 @@ def test_memory_that_ran_out_is_not_held_by_the_error() -> None:
     """A traceback holds frames, and those hold the tensors that did not fit."""
     pool = ClientPool()
     pool.open(0, lambda: Failing(MemoryError()), Echo, 0)  # type: ignore[arg-type,return-value]
-    told, _ = pool.train(0, [block(6)], [], [ModelVersion(6, WEIGHTS)], epoch=0)
+    told, _ = pool.train(0, packed([block(6)]), [], [ModelVersion(6, WEIGHTS)], epoch=0)
     assert isinstance(told, ClientWorkError)
     assert told.__cause__ is None
     assert told.__traceback__ is None
 
 
 def test_opening_forgets_the_run_before(pool: ClientPool) -> None:
-    pool.train(0, [block(4)], [], [ModelVersion(4, WEIGHTS)], epoch=0)
+    pool.train(0, packed([block(4)]), [], [ModelVersion(4, WEIGHTS)], epoch=0)
     pool.open(0, Echo, Echo, 0)  # type: ignore[arg-type]
     with pytest.raises(ClientWorkError):
-        raise pool.train(0, [block(4)], [], epoch=0)[0]  # type: ignore[misc]
+        raise pool.train(0, packed([block(4)]), [], epoch=0)[0]  # type: ignore[misc]

@@ -444,3 +444,23 @@ def test_where_a_window_has_enough_work_calls_hold_nothing_of_the_next() -> None
             order += ids(call)
             made.returned(call.call, 1e-2 * len(call.blocks))
     assert order == list(range(16))
+
+
+def test_an_evaluation_takes_as_much_of_a_pool_as_the_last_one_did() -> None:
+    made = costing([0, 1], 1e-2, ())
+    first = made.evaluate(0)
+    assert first is not None
+    assert made.evaluated(first.call, 0.2)
+    second = made.evaluate(1)
+    assert second is not None
+    for found in map(block, range(12)):
+        made.add(found)
+    calls = list(made.train())
+    assert {call.pool for call in calls} == {1 - second.pool}, "the evaluation is as long as all of the window"
+    assert made.evaluated(second.call, 0.2)
+    for call in calls:
+        made.returned(call.call, 1e-2 * len(call.blocks))
+    rest = list(made.train())
+    while more := [call for call in rest if made.returned(call.call, 0.1) is None]:
+        calls, rest = calls + more, list(made.train())
+    assert sorted(number for call in calls for number in ids(call)) == list(range(12))
