@@ -30,6 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from work import Workload, arguments, binary_loss, torch_model
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 #: row numbers [clients, examples] for the next block
 Order = Callable[[], np.ndarray]
 
@@ -307,6 +308,29 @@ def shared(workload: Workload, order: Order, clients: int, *, is_half: bool = Fa
     return Kernel(kernel.train, kernel.total)
 
 
+def config_loop(name: str) -> Kernel:
+    """The loop of `atoll.learner.LoopClient` on the data, model and client work of one of atoll's configs."""
+    import atoll.experiment.modelling as modelling
+    from atoll import rng
+    from atoll.data import open_data
+    from atoll.experiment import as_spec
+    from atoll.experiment.wiring import source_of
+    from atoll.learner import LoopClient
+
+    spec = as_spec(CONFIGS / f"fedbuff_{name}.yaml")
+    data = open_data(source_of(spec))
+    model, first = modelling.lane_model_of(spec, data.shape), modelling.first_version(spec, data.shape)
+    client = LoopClient(model=model, gather=data.gather, work=modelling.client_work_of(spec), seed=spec.seed)
+    draw, total = rng.generator(os.getpid(), "bench"), [np.zeros_like(first.dense)]
+
+    def train() -> None:
+        number = int(draw.integers(0, data.num_clients))
+        size = int(data.num_examples(np.array([number]))[0])
+        np.add(total[0], client.train(number, number, size, first).dense, out=total[0])
+
+    return Kernel(train, total)
+
+
 #: workload → kernel → clients of a block, what makes it
 KERNELS: dict[str, dict[str, tuple[int, Callable[[Workload, Order, int], Kernel]]]] = {
     "W1": {"loop": (1, loop), "numpy": (32, numpy_mlp), "compiled": (32, compiled_mlp)},
@@ -320,8 +344,11 @@ def work(options: argparse.Namespace, ready: Any, found: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    clients, make = KERNELS[options.workload.name][options.kernel]
-    kernel = make(options.workload, orders(options.workload, clients), clients)
+    if options.config:
+        clients, kernel = 1, config_loop(options.config)
+    else:
+        clients, make = KERNELS[options.workload.name][options.kernel]
+        kernel = make(options.workload, orders(options.workload, clients), clients)
     with torch.no_grad() if options.kernel != "loop" else torch.enable_grad():
         for _ in range(3):
             kernel.train()
@@ -334,7 +361,12 @@ def work(options: argparse.Namespace, ready: Any, found: Any) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--kernel", {"required": True}), ("--processes", {"type": int, "default": 2}))
+    options = arguments(
+        __doc__,
+        ("--kernel", {"default": "loop"}),
+        ("--processes", {"type": int, "default": 2}),
+        ("--config", {"choices": ["flights", "shakespeare"], "help": "the loop on one of atoll's configs instead"}),
+    )
     spawn = multiprocessing.get_context("spawn")
     ready, found = spawn.Barrier(options.processes), spawn.Queue()
     processes = [spawn.Process(target=work, args=(options, ready, found)) for _ in range(options.processes)]

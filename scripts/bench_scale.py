@@ -50,7 +50,7 @@ def rows() -> Iterator[Row]:
     for workers, label in ((0, "in-process"), (1, "1"), (2, "2")):
         yield _row("workers", label, "cohort 10⁴", "--population", 10**6, "--cohort", 10**4, "--workers", workers)
     for count, hidden in HIDDEN.items():
-        settings = ("--population", 10**6, "--cohort", 1000 if count < 10**6 else 100, "--hidden", *hidden)
+        settings = ("--population", 10**6, "--cohort", 1000 if count < 10**6 else 10**8 // count, "--hidden", *hidden)
         words = f"cohort {settings[3]:,}, hidden {', '.join(map(str, hidden))}"
         yield _row("parameters", POWERS[len(str(count)) - 1], words, *settings)
 
@@ -103,7 +103,7 @@ def markdown(chosen: list[Row], medians: Mapping[str, Mapping[str, float]], judg
         ratio = rate / first.setdefault(row.group, rate)
         memory = f"{figures['peak_mb']:,.0f} MB" if "peak_mb" in figures else ""
         share = 100 * figures["overhead_share"]
-        lines.append(f"| {row.group} {row.label} | {row.at} | {rate:,.0f} | {ratio:.2f}× | {memory} | {share:.0f} % |")
+        lines.append(f"| {row.group} {row.label} | {row.at} | {rate:,.0f} | {ratio:.3g}× | {memory} | {share:.0f} % |")
     lines.append("")
     for one in judged:
         goal = "reported" if one.goal is None else f"target {'≥' if one.is_least else '≤'} {one.goal:g}{one.unit}"

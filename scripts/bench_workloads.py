@@ -58,7 +58,7 @@ def sides_of(workload: str, peers: list[str]) -> list[Side]:
     if workload not in KERNELS:
         ours = [str(SCRIPTS / "bench_atoll.py"), "W1", "--config", workload]
         return [
-            Side("loop", "loop", [str(SCRIPTS / "bench_kernels.py"), workload, "--kernel", "loop"]),
+            Side("loop", "loop", [str(SCRIPTS / "bench_kernels.py"), "W1", "--config", workload]),
             Side("ray", "atoll", ours),
             Side("inline", "atoll", [*ours, "--workers", "0"]),
         ]
