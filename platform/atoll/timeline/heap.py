@@ -17,10 +17,12 @@ __all__ = ["HeapLoop"]
 I64 = npt.NDArray[np.int64]
 
 _BATCH_ROWS = 2**14
+_CACHE_ROWS = 2**14  # tasks drawn together, so that temporaries stay in the second-level cache
 _DRAWN = 2**17  # tasks drawn ahead, over all slots
 _MOST_PLACES, _FEWEST_PLACES = 64, 8
 _FEW = 4  # places drawn for slots whose tasks no longer hold, unless all slots are drawn along
 _MOST_ATTEMPTS = 8
+_ASKED = 3  # column of a drawn task
 
 
 class HeapLoop:
@@ -52,8 +54,8 @@ class HeapLoop:
         self._ready: I64 = self._slots.table[:-1, kernels.READY]
         attempts = _attempts(count / population.num_members) if distinct and self._always else 1
         places = max(_FEWEST_PLACES, min(_MOST_PLACES, _DRAWN // (count * attempts)))
-        drawn = np.zeros((count, places, attempts, kernels.COLUMNS), dtype=np.int64)
-        drawn[..., 0] = -1
+        columns = kernels.ALWAYS_COLUMNS if self._always else kernels.COLUMNS
+        drawn = np.full((count, places, attempts, columns), -1, dtype=np.int64)
         self._first = np.full(count, -places, dtype=np.int64)
         self._drawn = drawn
 
@@ -89,7 +91,7 @@ class HeapLoop:
         slot, now = kernels.next_slot(slots)
         if why == kernels.NEED:
             self._draw()
-            if self._always or self._drawn[slot, 0, 0, 0] == now:
+            if self._always or self._drawn[slot, 0, 0, _ASKED] == now:
                 return
         task_id = (slot << SLOT_SHIFT) + int(self._ordinals[slot])
         client, start = self._selector.choose_free(task_id, now, lambda clients: kernels.are_busy(slots.busy, clients))
@@ -109,41 +111,34 @@ class HeapLoop:
             self._draw_any_time(slots)
             first[slots] = self._ordinals[slots]
             return
-        asked = drawn[np.arange(len(place)), np.minimum(place, places - 1), 0, 0]
+        asked = drawn[np.arange(len(place)), np.minimum(place, places - 1), 0, _ASKED]
         slots = np.flatnonzero(low | (asked != self._ready))
         first[slots] = self._ordinals[slots]
         self._draw_one_after_another(slots, places if 4 * len(slots) >= len(place) else _FEW)
 
     def _draw_any_time(self, slots: I64) -> None:
-        drawn = self._drawn
-        ordinals = self._ordinals[slots][:, None] + np.arange(drawn.shape[1])
-        task_ids = (slots[:, None] << SLOT_SHIFT) + ordinals
-        for attempt in range(drawn.shape[2]):
-            clients = self._selector.candidate(task_ids, attempt)
-            draw = self._population.draw(clients, task_ids, self._selector.cluster)
-            columns: tuple[npt.NDArray[np.integer], ...] = (clients, draw.duration_us, draw.outcome, draw.num_examples)
-            for column, values in zip((1, 3, 4, 5), columns, strict=True):
-                drawn[slots, :, attempt, column] = values
+        _, places, attempts, _ = self._drawn.shape
+        per_block = max(1, _CACHE_ROWS // places)
+        for begin in range(0, len(slots), per_block):
+            some = slots[begin : begin + per_block, None]
+            task_ids = (some << SLOT_SHIFT) + self._ordinals[some] + np.arange(places)
+            for attempt in range(attempts):
+                clients = self._selector.candidate(task_ids, attempt)
+                draw = self._population.draw(clients, task_ids, self._selector.cluster)
+                both = (draw.num_examples << 8) | draw.outcome
+                self._drawn[some[:, 0], :, attempt] = np.stack((clients, draw.duration_us, both), axis=-1)
 
     def _draw_one_after_another(self, slots: I64, places: int) -> None:
         drawn = self._drawn
-        drawn[slots, :, 0, 0] = -1
+        drawn[slots, :, 0, _ASKED] = -1
         asked, task_ids = self._ready[slots], (slots << SLOT_SHIFT) + self._ordinals[slots]
         for place in range(places):
             clients, start = self._selector.earliest(task_ids + place, asked)
             ever = np.flatnonzero(start < END_US)
             slots, task_ids, asked, clients, start = (a[ever] for a in (slots, task_ids, asked, clients, start))
             part = self._population.participation(clients, task_ids + place, start, self._selector.cluster)
-            columns: tuple[npt.NDArray[np.integer], ...] = (
-                asked,
-                clients,
-                start,
-                part.finish_us,
-                part.outcome,
-                part.num_examples,
-            )
-            for column, values in enumerate(columns):
-                drawn[slots, place, 0, column] = values
+            both = (part.num_examples << 8) | part.outcome
+            drawn[slots, place, 0] = np.stack((clients, part.finish_us, both, asked, start), axis=-1)
             asked = part.finish_us
 
 

@@ -20,7 +20,18 @@ import numpy.typing as npt
 
 from atoll.population import Outcome
 
-__all__ = ["BUSY", "COLUMNS", "NEED", "Slots", "advance", "are_busy", "new_slots", "next_slot", "start_next"]
+__all__ = [
+    "ALWAYS_COLUMNS",
+    "BUSY",
+    "COLUMNS",
+    "NEED",
+    "Slots",
+    "advance",
+    "are_busy",
+    "new_slots",
+    "next_slot",
+    "start_next",
+]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -29,8 +40,9 @@ _njit: Any = numba.njit(cache=True, error_model="numpy", boundscheck=False)
 #: why `advance` came back, 0 where the batch is full: the slot's next task is not drawn, or its clients are in flight
 NEED, BUSY = 1, 2
 
-#: of a drawn task: asked, client, start, finish, outcome, num_examples
-COLUMNS = 6
+#: of a drawn task: client; end, or duration where nobody comes or goes; outcome + num_examples << 8; and where clients
+#: come and go when the task is asked for, and its start
+ALWAYS_COLUMNS, COLUMNS = 3, 5
 
 # Columns of the table.
 # ORDINAL: of the slot's next task. READY: when that is asked for, as far as known: the end of the current one.
@@ -240,16 +252,18 @@ def _start(table, tree, busy, now, slot, client, start, finish, outcome, example
 def _select(table, tree, busy, now, first, drawn, always, slot):
     """Starts the slot's next task, or says why it cannot."""
     time, place = now[_NOW], table[slot, ORDINAL] - first[slot]
-    if place >= drawn.shape[1] or not (always or drawn[slot, place, 0, 0] == time):
+    if place >= drawn.shape[1] or not (always or drawn[slot, place, 0, 3] == time):
         return NEED
     for attempt in range(drawn.shape[2]):
-        client = drawn[slot, place, attempt, 1]
+        client = drawn[slot, place, attempt, 0]
         if len(busy) > 1 and busy[_find(busy, client)] == client:
             continue
-        start, finish = drawn[slot, place, attempt, 2], drawn[slot, place, attempt, 3]
+        start, finish, both = time, drawn[slot, place, attempt, 1], drawn[slot, place, attempt, 2]
         if always:
-            start, finish = time, time + finish
-        outcome, examples = drawn[slot, place, attempt, 4], drawn[slot, place, attempt, 5]
+            finish += time
+        else:
+            start = drawn[slot, place, attempt, 4]
+        outcome, examples = both & 255, both >> 8
         _start(table, tree, busy, now, slot, client, start, finish, outcome, examples)
         return 0
     return BUSY
@@ -266,9 +280,9 @@ def advance(
     Args:
         table, tree, busy, now: the state (`Slots`), changed.
         first: [slots], ordinal of the task that stands at place 0 of `drawn`.
-        drawn: [slots, places, attempts, COLUMNS], the coming tasks of each slot. Attempts are tried in order until a
-            client is free. Where clients come and go a task holds only if it is asked for at `asked`.
-        always: whether nobody ever comes or goes; `start` is 0 and `finish` the duration then.
+        drawn: [slots, places, attempts, columns], the coming tasks of each slot. Attempts are tried in order until a
+            client is free. Where clients come and go a task holds only if it is asked for then.
+        always: whether nobody ever comes or goes.
         wanted: rows of the batch; an instant is never cut, so it may have as many more as there are slots.
         wide: the batch's rows seen as int64 [rows, 6].
         narrow: the same rows seen as int32 [rows, 12].
