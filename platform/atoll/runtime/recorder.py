@@ -15,8 +15,8 @@ from atoll.runtime.store import Artifact, Commit, Files, Journal, MetricRow, Sna
 
 __all__ = ["ENDED", "Recorder", "checkpoint_artifact", "result_of", "timestamp_ms"]
 
-#: Snapshots, and commits without one, take at most these shares of the wall time.
-_MOST_SNAPSHOT_SHARE, _MOST_COMMIT_SHARE = 0.03, 0.01
+#: Snapshots, and commits without one, take at most these shares of the wall time; but a commit waits no longer than so.
+_MOST_SNAPSHOT_SHARE, _MOST_COMMIT_SHARE, _COMMIT_AT_LEAST_EVERY_S = 0.03, 0.01, 5.0
 #: Snapshots that are kept: the newest, and one to fall back on where it cannot be read.
 _KEPT_SNAPSHOTS = 2
 #: meta keys of the journal
@@ -171,8 +171,8 @@ class Recorder:
         if self._steps or self._rows or self._evaluations or self._artifacts or snapshot is not None or self._end:
             started = time.perf_counter()
             self._commit(snapshot)
-            # A commit that was slow once, on a busy disk, is forgotten; commits no longer wait than snapshots do.
-            found = min(time.perf_counter() - started, _MOST_COMMIT_SHARE * self._durability.snapshot_every_s)
+            # One that was slow once, on a busy disk, is soon forgotten.
+            found = min(time.perf_counter() - started, _MOST_COMMIT_SHARE * _COMMIT_AT_LEAST_EVERY_S)
             self._commit_costs_s = (self._commit_costs_s + found) / 2
         self._committed = time.perf_counter()
 

@@ -91,6 +91,7 @@ class RaySession:
                 _temp_dir=str(self._scratch.path),
                 **quiet,
             )
+        _end_helpers()
         self._owns_ray = True
 
     def _check_gpus(self) -> None:
@@ -165,6 +166,16 @@ class RaySession:
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
+
+
+def _end_helpers() -> None:
+    """Ends an embedded Ray's autoscaler, log monitor and page: nobody asks them, and they take 170 MB and start slowly.
+
+    Ray has no public way to start without them. Where this one is gone, they stay, and only cost.
+    """
+    for name in ("kill_monitor", "kill_log_monitor", "kill_dashboard"):
+        with contextlib.suppress(Exception):
+            getattr(ray._private.worker._global_node, name)(check_alive=False)
 
 
 @contextlib.contextmanager

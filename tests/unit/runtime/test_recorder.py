@@ -388,7 +388,7 @@ def test_a_step_that_comes_out_otherwise_stops_the_run(bench: Bench) -> None:
         bench.recorder.flush(is_forced=True)
 
 
-def test_after_slow_commits_the_next_one_waits_longer_but_no_longer_than_a_snapshot(
+def test_after_slow_commits_the_next_one_waits_longer_but_not_for_ever(
     bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = bench.journal.commit
