@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,13 +13,15 @@ import numpy.typing as npt
 from atoll.aggregation.exact import add_partials
 from atoll.aggregation.optimizers import ServerOptimizer, State
 from atoll.errors import AggregationError
-from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum
+from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum, Table, VersionedTable
 from atoll.plan import METRIC_EXPONENT, Grid, StepPlan
 
 __all__ = ["Aggregator", "AggregatorState", "Rule", "Step", "metric_values"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+#: Bytes of a table up to which every version has a copy: that is cheaper than to look up what changed.
+_MOST_COPIED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +135,13 @@ class Aggregator:
         self._kept: dict[int, ModelVersion]
         self._states: list[State]
         if isinstance(start, AggregatorState):
-            self.model = start.models[start.version]
-            self._states, self._kept = list(start.optimizer), dict(start.models)
+            self._states = list(start.optimizer)
+            self._kept = {version: _sharing(model, rule) for version, model in start.models.items()}
+            self.model = self._kept[start.version]
         else:
-            self.model = start
-            self._states = [rule.optimizer.init(array) for array in (start.dense, *start.tables)]
-            self._kept = {start.version: start}
+            self._states = [rule.optimizer.init(array) for array in (start.dense, *map(np.asarray, start.tables))]
+            self.model = _sharing(start, rule)
+            self._kept = {start.version: self.model}
         self._plans: dict[int, StepPlan] = {}
         self._buffers: dict[int, _Buffer] = {}
         self._limit = stop_steps
@@ -209,54 +212,71 @@ class Aggregator:
         scale = 1.0 / (self._grid.scale * divisor) if divisor > 0 else 0.0
         # FedAsync steps at every arrival: a step whose task diverged has nothing to mix with, and stays where it is.
         drift = None if total.num_diverged == total.num_lanes else self._mixing_drift(plan, divisor)
-        arrays, norm_sq = [], 0.0
-        for index, old in enumerate((self.model.dense, *self.model.tables)):
-            extra = None if drift is None else drift[index]
-            row_sum = total.tables[index - 1] if index else None
-            new, square = self._apply(index, old, total.dense, row_sum, scale, extra, plan.step)
-            arrays.append(new)
+        extra: Sequence[F32 | None] = drift or [None] * (1 + len(self.model.tables))
+        mean = (total.dense * scale).astype(np.float32)
+        dense, norm_sq = self._apply(0, self.model.dense, mean, extra[0], plan.step)
+        tables = []
+        for index, (table, row_sum) in enumerate(zip(self.model.tables, total.tables, strict=True), start=1):
+            new, square = self._apply_rows(index, table, row_sum, scale, extra[index], plan.step)
+            tables.append(new)
             norm_sq += square
-        self.model = ModelVersion(plan.step + 1, arrays[0], tuple(arrays[1:]))
+        self.model = ModelVersion(plan.step + 1, dense, tuple(tables))
         self._kept[self.model.version] = self.model
         del self._buffers[plan.step], self._plans[plan.step]
         norm = float(np.sqrt(norm_sq))
         return Step(plan, self.model, total.num_diverged, norm, total.metrics, _sum_sha(total))
 
-    def _apply(
-        self, index: int, old: F32, dense: I64, row_sum: RowSum | None, scale: float, extra: F32 | None, step: int
-    ) -> tuple[F32, float]:
+    def _apply(self, index: int, old: F32, mean: F32, extra: F32 | None, step: int) -> tuple[F32, float]:
         """Next weights of one array and the squared norm of its change."""
-        optimizer = self._rule.optimizer
-        if row_sum is not None and optimizer.is_sparse and extra is None:
-            mean = (row_sum.values * scale).astype(np.float32)
-            rows, _ = optimizer.step(old[row_sum.rows], mean, (), step)
-            change = rows - old[row_sum.rows]
-            new = old.copy()
-            new[row_sum.rows] = rows
-            return new, float(np.square(change, dtype=np.float64).sum())
-        if row_sum is None:
-            mean = (dense * scale).astype(np.float32)
-        else:
-            mean = np.zeros_like(old)
-            mean[row_sum.rows] = row_sum.values * scale
         if extra is not None:
             mean += extra
-        new, self._states[index] = optimizer.step(old, mean, self._states[index], step)
+        new, self._states[index] = self._rule.optimizer.step(old, mean, self._states[index], step)
         return new, float(np.square(new - old, dtype=np.float64).sum())
+
+    def _apply_rows(
+        self, index: int, old: Table, row_sum: RowSum, scale: float, extra: F32 | None, step: int
+    ) -> tuple[Table, float]:
+        """As `_apply`, of one table; by its changed rows alone where the optimizer leaves the others as they are."""
+        if not self._rule.optimizer.is_sparse or extra is not None:
+            table = np.asarray(old)
+            mean = np.zeros_like(table)
+            mean[row_sum.rows] = row_sum.values * scale
+            return self._apply(index, table, mean, extra, step)
+        mean_rows = (row_sum.values * scale).astype(np.float32)
+        before = old[row_sum.rows]
+        rows, _ = self._rule.optimizer.step(before, mean_rows, (), step)
+        square = float(np.square(rows - before, dtype=np.float64).sum())
+        if isinstance(old, VersionedTable):
+            return old.stepped(row_sum.rows, rows), square
+        new = old.copy()
+        new[row_sum.rows] = rows
+        return new, square
 
     def _mixing_drift(self, plan: StepPlan, divisor: float) -> list[F32] | None:
         """Σ weight · (current − start) / divisor: what turns start − local into current − local."""
         if self._rule.form == "delta":
             return None
-        totals = [np.zeros(array.shape, dtype=np.float64) for array in (self.model.dense, *self.model.tables)]
+        current = (self.model.dense, *map(np.asarray, self.model.tables))
+        totals = [np.zeros(array.shape, dtype=np.float64) for array in current]
         for version, weight in zip(plan.start_versions.tolist(), plan.start_weights.tolist(), strict=True):
             start = self._kept.get(version)
             if start is None:
                 raise AggregationError(f"server step {plan.step}: start version {version} is no longer kept.")
-            pairs = zip((self.model.dense, *self.model.tables), (start.dense, *start.tables), strict=True)
+            pairs = zip(current, (start.dense, *map(np.asarray, start.tables)), strict=True)
             for total, (now, then) in zip(totals, pairs, strict=True):
                 total += weight * (now.astype(np.float64) - then)
         return [(total / divisor).astype(np.float32) for total in totals]
+
+
+def _sharing(model: ModelVersion, rule: Rule) -> ModelVersion:
+    """The model with large tables in memory that its successors share, where steps change single rows."""
+    if not rule.optimizer.is_sparse or rule.form == "mixing":
+        return model
+    tables = tuple(
+        VersionedTable(table) if isinstance(table, np.ndarray) and table.nbytes > _MOST_COPIED else table
+        for table in model.tables
+    )
+    return replace(model, tables=tables)
 
 
 def _sum_sha(total: PartialSum) -> str:

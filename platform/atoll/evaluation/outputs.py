@@ -52,7 +52,7 @@ def batches(
         flat = torch.tensor(version.dense[begin : begin + parameter.size]).to(device)
         params[parameter.name] = flat.reshape(1, *parameter.shape)
         begin += parameter.size
-    tables = [torch.tensor(table).to(device) for table in version.tables]
+    tables = [torch.tensor(np.asarray(table)).to(device) for table in version.tables]
     for begin in range(0, len(arrays["x"]), batch_rows):
         part = slice(begin, begin + batch_rows)
         examples = {name: torch.as_tensor(array[part]).to(device)[None] for name, array in arrays.items()}

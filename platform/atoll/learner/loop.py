@@ -62,6 +62,7 @@ class LoopClient:
         state = {name: value.detach().numpy() for name, value in module.state_dict().items()}
         local = np.concatenate([state[p.name].reshape(-1) for p in self._model.shape.parameters])
         tables = tuple(
-            old - state[table.name] for table, old in zip(self._model.shape.tables, start.tables, strict=True)
+            np.asarray(old) - state[table.name]
+            for table, old in zip(self._model.shape.tables, start.tables, strict=True)
         )
         return ModelVersion(start.version, start.dense - local, tables)

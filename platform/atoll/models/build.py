@@ -120,6 +120,6 @@ def load_module(module: torch.nn.Module, model: LaneModel, version: ModelVersion
         flat = version.dense[begin : begin + parameter.size]
         state[parameter.name] = torch.tensor(flat).reshape(parameter.shape)
         begin += parameter.size
-    state |= {t.name: torch.tensor(w) for t, w in zip(model.shape.tables, version.tables, strict=True)}
+    state |= {t.name: torch.tensor(np.asarray(w)) for t, w in zip(model.shape.tables, version.tables, strict=True)}
     module.load_state_dict(state)
     return module

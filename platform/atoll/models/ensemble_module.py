@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Penultimate(torch.nn.Module):
             self.register_buffer(f"dense_{index}", flat.reshape(1, *parameter.shape))
             begin += parameter.size
         for index, (shape, table) in enumerate(zip(model.shape.tables, version.tables, strict=True)):
-            self.register_buffer(f"table_{index}", torch.tensor(table))
+            self.register_buffer(f"table_{index}", torch.tensor(np.asarray(table)))
             self.register_buffer(f"offsets_{index}", torch.tensor(shape.offsets))
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from atoll.aggregation import Aggregator, AggregatorState, merge_results
 from atoll.errors import ClientWorkError, FencedError
 from atoll.messages import BlockResult, ModelVersion
+from atoll.runtime.changes import Change, apply_change, newer
 from atoll.runtime.packing import Packed, unpacked
 from atoll.runtime.parts import Publisher
 from atoll.runtime.publishing import Batch, Sending
@@ -37,14 +38,19 @@ class _Tenant:
     make_evaluator: Callable[[], Evaluator]
     evaluator: Evaluator | None = None
     versions: dict[int, ModelVersion] = dataclasses.field(default_factory=dict)
+    #: what changes refer to
+    base: ModelVersion | None = None
 
-    def take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion]]) -> None:
+    def take(self, wanted: set[int], forget: Sequence[int], bundles: Sequence[Sequence[ModelVersion | Change]]) -> None:
         """Keeps what is wanted of the bundles."""
         for version in forget:
             self.versions.pop(version, None)
         # Of a bundle only what was asked for: nobody would ever tell this pool to forget the rest.
-        for bundle in bundles:
-            self.versions.update({model.version: model for model in bundle if model.version in wanted})
+        for sent in (sent for bundle in bundles for sent in bundle):
+            model = apply_change(self.base, sent) if isinstance(sent, Change) else sent
+            self.base = newer(self.base, model)
+            if model.version in wanted:
+                self.versions[model.version] = model
 
 
 class ClientPool:
@@ -81,7 +87,7 @@ class ClientPool:
         self._tenants.pop(run, None)
 
     def train(
-        self, run: int, packed: Packed, forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int
+        self, run: int, packed: Packed, forget: Sequence[int], *bundles: Sequence[ModelVersion | Change], epoch: int
     ) -> tuple[float | ClientWorkError, BlockResult | None]:
         """Trains blocks; returns (busy seconds, their exact partial sums merged).
 
@@ -107,7 +113,7 @@ class ClientPool:
         return time.perf_counter() - started, merged
 
     def evaluate(
-        self, run: int, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion], epoch: int
+        self, run: int, version: int, forget: Sequence[int], *bundles: Sequence[ModelVersion | Change], epoch: int
     ) -> tuple[float, dict[str, float] | ClientWorkError]:
         """(busy seconds, metrics of one version, or what went wrong)."""
         started = time.perf_counter()

@@ -54,7 +54,8 @@ class DurableAggregator:
         self._saved = self.taken
         state = state or beginning
         self._aggregator = make_aggregator(state)
-        self._models = [self._aggregator.model] if state is None else [state.models[v] for v in sorted(state.models)]
+        # the aggregator's own: later versions share memory with them
+        self._models = [model for _, model in sorted(self._aggregator.state().models.items())]
         self._aggregator.saved(self._snapshots.saved_versions)
 
     def take_models(self) -> list[ModelVersion]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 
-from atoll.messages import ModelVersion
+from atoll.messages import ModelVersion, VersionedTable
+from atoll.runtime.changes import change_of, newer
 
 __all__ = ["Bundles"]
 
@@ -17,6 +18,9 @@ _MOST_IN_CALL = 64 * 1024
 
 class Bundles:
     """The versions that somebody may still ask for; large ones are put into the object store when first sent.
+
+    Of a model with large tables a pool gets one whole version, then the rows in which others differ from the newest
+    that it has.
 
     Args:
         num_pools: client pools, numbered from 0.
@@ -28,24 +32,28 @@ class Bundles:
         self._references: dict[int, Any] = {}
         self._held: list[set[int]] = [set() for _ in range(num_pools)]
         self._forget: list[list[int]] = [[] for _ in range(num_pools)]
+        #: per pool the newest version sent, which changes refer to; the pool keeps it as long
+        self._bases: list[ModelVersion | None] = [None] * num_pools
 
     def __getitem__(self, version: int) -> ModelVersion:
         return self._models[version]
 
     def add(self, models: Iterable[ModelVersion]) -> None:
         """New versions."""
-        self._models.update({model.version: model for model in models})
+        for model in models:
+            self._models[model.version] = model
+            # A base holds all rows changed since: too many for a pool that is not asked for long.
+            self._bases = [None if base is None or _is_far(base, model) else base for base in self._bases]
 
     def send(self, pool: int, versions: Sequence[int]) -> tuple[list[int], list[Any]]:
         """(versions to forget, bundles that the pool lacks), noting what it then holds."""
         missing = [self._models[version] for version in versions if version not in self._held[pool]]
         small = [model for model in missing if _bytes(model) <= _MOST_IN_CALL]
         bundles: list[Any] = [small] if small else []
-        for model in missing:
+        for model in sorted(missing, key=lambda one: one.version):
             if _bytes(model) > _MOST_IN_CALL:
-                if model.version not in self._references:
-                    self._references[model.version] = ray.put([model])
-                bundles.append(self._references[model.version])
+                bundles.append(self._bundle(model, self._bases[pool]))
+                self._bases[pool] = newer(self._bases[pool], model)
         self._held[pool].update(model.version for model in missing)
         forget, self._forget[pool] = self._forget[pool], []
         return forget, bundles
@@ -62,7 +70,25 @@ class Bundles:
 
     def lost(self, pool: int) -> None:
         """The pool holds nothing any more."""
-        self._held[pool], self._forget[pool] = set(), []
+        self._held[pool], self._forget[pool], self._bases[pool] = set(), [], None
+
+    def _bundle(self, model: ModelVersion, base: ModelVersion | None) -> Any:
+        change = change_of(base, model)
+        if change is not None:
+            return [change] if change.nbytes <= _MOST_IN_CALL else ray.put([change])
+        if model.version not in self._references:
+            self._references[model.version] = ray.put([model])
+        return self._references[model.version]
+
+
+def _is_far(base: ModelVersion, model: ModelVersion) -> bool:
+    """Whether steps have changed as many rows in between as a table has."""
+    pairs = zip(base.tables, model.tables, strict=True)
+    return any(
+        new.changed_rows - old.changed_rows > new.shape[0]
+        for old, new in pairs
+        if isinstance(old, VersionedTable) and isinstance(new, VersionedTable)
+    )
 
 
 def _bytes(model: ModelVersion) -> int:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 
-from atoll.messages import ModelVersion
+from atoll.messages import ModelVersion, whole
 from atoll.runtime.coordinator import Coordinator
 from atoll.runtime.events import Finish
 from atoll.runtime.parts import Durability, RunResult, TimelineFile
@@ -224,7 +224,7 @@ def result_of(
     """How the run ended, from what was recorded."""
     ledger = coordinator.ledger
     return RunResult(
-        model=model,
+        model=whole(model),
         reason=end.reason,
         timeline_digest=end.timeline_digest,
         plan_digest=end.plan_digest,

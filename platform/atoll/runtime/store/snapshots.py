@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable
+from typing import cast
 
 import numpy as np
 
 from atoll.aggregation import AggregatorState
 from atoll.errors import InfrastructureError
-from atoll.messages import ModelVersion
+from atoll.messages import ModelVersion, Table, VersionedTable
 from atoll.runtime.store.files import Files
 from atoll.runtime.store.records import SnapshotRecord
 
@@ -93,17 +94,26 @@ def epoch_of(name: str) -> int:
     return 0 if match is None else int(match.group(1))
 
 
-_NAME = re.compile(r"version\.(\d+)\.(\d+)|optimizer\.(\d+)\.(\d+)")
+_NAME = re.compile(r"version\.(\d+)\.(\d+)(?:\.(rows|values))?|optimizer\.(\d+)\.(\d+)")
 
 
 def _encode(state: AggregatorState, models: dict[int, ModelVersion]) -> bytes:
     from safetensors.numpy import save
 
-    arrays = {
-        f"version.{version}.{index}": np.ascontiguousarray(array)
-        for version, model in models.items()
-        for index, array in enumerate((model.dense, *model.tables))
-    }
+    newest = models.get(state.version)
+    arrays: dict[str, np.ndarray] = {}
+    for version, model in models.items():
+        arrays[f"version.{version}.0"] = np.ascontiguousarray(model.dense)
+        for index, table in enumerate(model.tables, start=1):
+            name, rows = f"version.{version}.{index}", None
+            base = None if newest is None or model is newest else newest.tables[index - 1]
+            if isinstance(table, VersionedTable) and isinstance(base, VersionedTable):
+                rows = table.differing(base)
+            # An older version is the rows in which it differs from the newest: a file holds a large table once.
+            if rows is None:
+                arrays[name] = np.ascontiguousarray(table)
+            else:
+                arrays |= {f"{name}.rows": rows, f"{name}.values": table[rows]}
     arrays |= {
         f"optimizer.{index}.{moment}": np.ascontiguousarray(array)
         for index, moments in enumerate(state.optimizer)
@@ -119,20 +129,29 @@ def _decode(data: bytes) -> tuple[dict[int, ModelVersion], list[tuple[np.ndarray
     from safetensors.numpy import load
 
     length = int.from_bytes(data[:8], "little")
-    count = int(json.loads(data[8 : 8 + length])["__metadata__"]["arrays"])
-    versions: dict[int, dict[int, np.ndarray]] = {}
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    count, newest = int(metadata["arrays"]), int(metadata["version"])
+    versions: dict[int, dict[int, Table]] = {}
+    changes: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     moments: list[dict[int, np.ndarray]] = [{} for _ in range(count)]
     for name, array in load(data).items():
         match = _NAME.fullmatch(name)
         if match is None:
             raise InfrastructureError(f"a snapshot holds tensor {name!r}: written by another version of atoll?")
-        version, part, index, moment = match.groups()
-        if version is not None:
+        version, part, kind, index, moment = match.groups()
+        if version is not None and kind is not None:
+            changes.setdefault((int(version), int(part)), {})[kind] = array
+        elif version is not None:
             versions.setdefault(int(version), {})[int(part)] = array
         else:
             moments[int(index)][int(moment)] = array
+    for place in {place for _, place in changes}:
+        versions[newest][place] = VersionedTable(np.asarray(versions[newest][place]))
+    for (number, place), found in changes.items():
+        base = cast("VersionedTable", versions[newest][place])
+        versions[number][place] = base.older(found["rows"], found["values"])
     models = {
-        version: ModelVersion(version, parts[0], tuple(parts[i] for i in range(1, len(parts))))
-        for version, parts in versions.items()
+        number: ModelVersion(number, np.asarray(parts[0]), tuple(parts[i] for i in range(1, len(parts))))
+        for number, parts in versions.items()
     }
-    return models, [tuple(found[i] for i in range(len(found))) for found in moments]
+    return models, [tuple(own[i] for i in range(len(own))) for own in moments]
