@@ -76,7 +76,7 @@ ROWS = [
     *(Case("sync", 0, k) for k in (100, 1000, 10_000)),
     Case("sync", 0, 1000, availability="diurnal"),
 ]
-SIZES = [Case(policy, 1000, 100, population=10**n) for policy in ("fedbuff", "distinct") for n in (3, 4, 5, 6, 7, 8)]
+SIZES = [Case(policy, 100, 10, population=10**n) for policy in ("fedbuff", "distinct") for n in (3, 4, 5, 6, 7, 8)]
 PLANS = [
     *(Case("fedbuff", 10 * k, k, 1000 * k, lanes=LANES) for k in (10, 100, 1000)),
     Case("fedbuff", 1000, 100, 10**5, devices="log_normal", lanes=LANES),
