@@ -95,11 +95,14 @@ def _w1(sides: _Sides) -> list[Check]:
 
 def _w2(sides: _Sides) -> list[Check]:
     ours, pfl, peer = sides.rate("atoll ray 50"), sides.rate("pfl, 2 processes"), sides.best("peer")
-    exact = sides.rate("loop", "kernel shared")
+    exact, half = sides.rate("loop", "kernel shared"), sides.rate("atoll ray 50, bfloat16")
     return [
         Check("float32 / pfl, 2 processes", _over(ours, pfl), 1.1),
         Check("float32 / best peer", _over(ours, peer), 1.1),
         Check("float32 / best float32 kernel by hand", _over(ours, exact), 0.88),
+        Check("bfloat16 / pfl, 2 processes", _over(half, pfl), 1.8),
+        Check("bfloat16 / best peer", _over(half, peer), 1.8),
+        Check("bfloat16 / bfloat16 kernel by hand", _over(half, sides.rate("kernel shared-bf16")), 0.85),
         Check("best float32 kernel by hand / best peer: the limit here", _over(exact, peer), None),
         Check(
             "bfloat16 kernel by hand / float32: the limit here", _over(sides.rate("kernel shared-bf16"), exact), None
@@ -223,4 +226,4 @@ def record(workload: str, medians: Medians, judged: list[Check], facts: Mapping[
 
 def _key(text: str) -> str:
     """As MLflow allows."""
-    return re.sub(r"[^\w\-. /]", " ", text.replace("⁶", "6").replace("⁴", "4"))
+    return re.sub(r"[^\w\-. /]", " ", text)

@@ -3,7 +3,8 @@
 
 W1's clients (32 examples of 64 features, batch 8, one epoch; made-up arrays of 512 clients that all others share), on
 Ray with two workers where nothing else is said, with journal, snapshots, MLflow and exact sums. Every row is a run in a
-fresh process; passes go through all rows, medians count. Prints Markdown for README; JSON and history under .bench/.
+fresh process; passes go through all rows, medians count. Flower's legacy interface at a population of 10⁶ is asked
+once: it needs minutes for four rounds. Prints Markdown for README; JSON and history under .bench/.
 Exit code 1 when a target is missed. One pass takes ten to fifteen minutes.
 """
 
@@ -18,9 +19,9 @@ from datetime import UTC, datetime
 from statistics import median
 
 from bench_report import Check, platform_facts, record
-from bench_sides import CACHE, ROOT, Side, run_side
+from bench_sides import CACHE, ROOT, Side, end_with_sides, run_side
 
-GROUPS = ("population", "cohort", "concurrency", "workers", "parameters")
+GROUPS = ("population", "cohort", "concurrency", "workers", "parameters", "flower")
 #: hidden layers of a network with 64 inputs and 10 outputs, by its number of parameters
 HIDDEN = {10**3: (13,), 10**4: (133,), 10**5: (1333,), 10**6: (950, 950), 10**7: (3130, 3130)}
 POWERS = {0: "1", 1: "10"} | {
@@ -36,6 +37,19 @@ class Row:
     label: str
     at: str
     arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique."""
+        return f"{self.group} {self.label}"
+
+    def side(self) -> Side:
+        """What runs it."""
+        scripts = ROOT / "scripts"
+        if self.group == "flower":
+            command = [str(scripts / "peers" / "flower_side.py"), "W1", *self.arguments]
+            return Side(self.name, "peer", command, "flower")
+        return Side(self.name, "atoll", [str(scripts / "bench_atoll.py"), "W1", *self.arguments])
 
 
 def rows() -> Iterator[Row]:
@@ -53,6 +67,7 @@ def rows() -> Iterator[Row]:
         settings = ("--population", 10**6, "--cohort", 1000 if count < 10**6 else 10**8 // count, "--hidden", *hidden)
         words = f"cohort {settings[3]:,}, hidden {', '.join(map(str, hidden))}"
         yield _row("parameters", POWERS[len(str(count)) - 1], words, *settings)
+    yield _row("flower", POWERS[6], "population; cohort 100, its legacy interface", "--population", 10**6)
 
 
 def _row(group: str, label: str, at: str, *arguments: object) -> Row:
@@ -74,6 +89,7 @@ def checks(medians: Mapping[str, Mapping[str, float]]) -> list[Check]:
 
     population = spread(rates("population", *(POWERS[power] for power in range(3, 9))), 6)
     cohort = spread(rates("cohort", *(POWERS[power] for power in range(2, 6))), 4)
+    million, flower = rates("population", POWERS[6]), rates("flower", POWERS[6])
     one, two = rates("workers", "1"), rates("workers", "2")
     memory = [
         figures["peak_mb"]
@@ -83,6 +99,7 @@ def checks(medians: Mapping[str, Mapping[str, float]]) -> list[Check]:
     return [
         Check("cost per client update, population 10³ to 10⁸: spread", per_cent(population), 10, " %", is_least=False),
         Check("cost per client update, cohort 10² to 10⁵: spread", per_cent(cohort), 15, " %", is_least=False),
+        Check("population 10⁶: atoll / Flower", million[0] / flower[0] if million and flower else None, 100),
         Check("two workers / one", two[0] / one[0] if one and two else None, 1.85),
         Check("memory, population 10³ to 10⁸: spread", per_cent(spread(memory, 6)), None, " %"),
     ]
@@ -95,15 +112,15 @@ def markdown(chosen: list[Row], medians: Mapping[str, Mapping[str, float]], judg
     ]
     first: dict[str, float] = {}
     for row in chosen:
-        figures = medians.get(f"{row.group} {row.label}")
+        figures = medians.get(row.name)
         if figures is None:
             lines.append(f"| {row.group} {row.label} | {row.at} | failed | | | |")
             continue
         rate = figures["clients_per_s"]
         ratio = rate / first.setdefault(row.group, rate)
         memory = f"{figures['peak_mb']:,.0f} MB" if "peak_mb" in figures else ""
-        share = 100 * figures["overhead_share"]
-        lines.append(f"| {row.group} {row.label} | {row.at} | {rate:,.0f} | {ratio:.3g}× | {memory} | {share:.0f} % |")
+        share = f"{100 * figures['overhead_share']:.0f} %" if "overhead_share" in figures else ""
+        lines.append(f"| {row.group} {row.label} | {row.at} | {rate:,.0f} | {ratio:.3g}× | {memory} | {share} |")
     lines.append("")
     for one in judged:
         goal = "reported" if one.goal is None else f"target {'≥' if one.is_least else '≤'} {one.goal:g}{one.unit}"
@@ -124,12 +141,14 @@ def main() -> int:
     chosen = [row for row in rows() if not options.groups or row.group in options.groups]
     found: dict[str, dict[str, list[float]]] = {}
     begun = datetime.now(UTC)
+    end_with_sides()
     for number in range(options.passes):
         for row in chosen:
-            name = f"{row.group} {row.label}"
-            side = Side(name, "atoll", [str(ROOT / "scripts" / "bench_atoll.py"), "W1", *row.arguments])
+            name = row.name
+            if row.group == "flower" and number > 0:
+                continue
             log = CACHE / "logs" / f"scale {name} {number}.log"
-            values = run_side(side, options.seconds, log=log, looks=number == 0)
+            values = run_side(row.side(), options.seconds, log=log, looks=number == 0)
             for key, value in values.items():
                 found.setdefault(name, {}).setdefault(key, []).append(value)
             told = f"{values['clients_per_s']:,.0f} clients/s" if values else f"FAILED, see {log}"

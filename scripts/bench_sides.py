@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CACHE", "ROOT", "Side", "environment", "quiet_env", "run_side"]
+__all__ = ["CACHE", "ROOT", "Side", "end_with_sides", "environment", "quiet_env", "run_side"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".bench"
@@ -92,6 +92,11 @@ def environment(name: str) -> Path:
     return place / "bin"
 
 
+def end_with_sides() -> None:
+    """SIGTERM ends the benchmark as Ctrl-C does, with the side that runs."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def run_side(
     side: Side, seconds: float, *, log: Path, timeout_s: float = 600.0, looks: bool = False
 ) -> dict[str, float]:
@@ -117,6 +122,10 @@ def run_side(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             printed, _ = process.communicate()
+        except BaseException:
+            # Ctrl-C, SIGTERM: nothing of a side outlives the benchmark
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         errors.write(printed)
     found = [line for line in printed.splitlines() if line.startswith('{"')]
     if not found:
