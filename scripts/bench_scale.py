@@ -148,7 +148,7 @@ def main() -> int:
             if row.group == "flower" and number > 0:
                 continue
             log = CACHE / "logs" / f"scale {name} {number}.log"
-            values = run_side(row.side(), options.seconds, log=log, looks=number == 0)
+            values = run_side(row.side(), options.seconds, log=log, timeout_s=1800, looks=number == 0)
             for key, value in values.items():
                 found.setdefault(name, {}).setdefault(key, []).append(value)
             told = f"{values['clients_per_s']:,.0f} clients/s" if values else f"FAILED, see {log}"
