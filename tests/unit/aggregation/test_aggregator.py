@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from atoll.aggregation import Aggregator, Rule, ServerSgd, add_exact, merge_results, merge_rows
 from atoll.errors import AggregationError
-from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum, model_digest
+from atoll.messages import BlockResult, ModelVersion, PartialSum, RowSum, VersionedTable, model_digest
 from atoll.plan import Grid, StepPlan
 
 GRID = Grid.for_plan(delta_bound=16.0, weight_bound=64.0)
@@ -157,6 +157,25 @@ def test_table_rows_sparse_equals_dense() -> None:
     expected[3] -= 0.25
     np.testing.assert_array_equal(sparse.model.tables[0], expected)
     np.testing.assert_array_equal(momentum.model.tables[0], expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 2), (1 << 18, 2)])
+def test_every_version_keeps_its_table_through_later_steps(shape: tuple[int, int]) -> None:
+    """Large tables share memory between versions, small ones are copied: what is read is the same."""
+    table, units = np.ones(shape, dtype=np.float32), int(GRID.scale)
+    agg = aggregator(stop=3, size=1, tables=(table,))
+    agg.expect([step_plan(step, 1) for step in range(3)])
+    models, wanted = [agg.model], [table]
+    for step, row in enumerate((3, 5, 3)):
+        part = RowSum(np.array([row]), np.array([[units, 2 * units]]))
+        models += [one.model for one in agg.handle(BlockResult((step,), (partial(step, [0.0], tables=(part,)),)))]
+        wanted.append(wanted[-1].copy())
+        wanted[-1][row] -= np.float32([1, 2])
+    assert {isinstance(model.tables[0], VersionedTable) for model in models} == {table.nbytes > 1 << 20}
+    for model, want in zip(models, wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(model.tables[0]), want)
+    resumed = Aggregator(agg.state(), Rule(ServerSgd(lr=1.0)), GRID, 3)
+    assert model_digest(resumed.model) == model_digest(ModelVersion(3, models[3].dense, (wanted[3],)))
 
 
 @settings(max_examples=30, deadline=None)
