@@ -25,9 +25,9 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_njit: Any = numba.njit(cache=True, fastmath=_FAST, error_model="numpy", boundscheck=False)
+_njit: Any = numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy", boundscheck=False)
 #: without permission to reorder
-_exact: Any = numba.njit(cache=True, error_model="numpy", boundscheck=False)
+_exact: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 CHAIN, DLRM = 0, 1
 #: columns of a program's layer table

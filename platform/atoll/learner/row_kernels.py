@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["lane_rows", "sum_rows"]
 
-_njit: Any = numba.njit(cache=True, error_model="numpy", boundscheck=False)
+_njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
 @_njit
