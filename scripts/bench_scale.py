@@ -3,9 +3,9 @@
 
 W1's clients (32 examples of 64 features, batch 8, one epoch; made-up arrays of 512 clients that all others share), on
 Ray with two workers where nothing else is said, with journal, snapshots, MLflow and exact sums. Every row is a run in a
-fresh process; passes go through all rows, medians count. Flower's legacy interface at a population of 10⁶ is asked
-once: it needs minutes for four rounds. Prints Markdown for README; JSON and history under .bench/.
-Exit code 1 when a target is missed. One pass takes ten to fifteen minutes.
+fresh process; passes go through all rows, medians count. Flower's legacy interface, the one that stands a population of
+10⁶, is asked once. Prints Markdown for README; JSON and history under .bench/. Exit code 1 when
+a target is missed. One pass takes ten to fifteen minutes.
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ def legacy(options: Any) -> None:
         def fit(self, num_rounds: int, timeout: float | None) -> tuple[Any, float]:
             self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
             while not clock.is_over:
-                self.parameters = self.fit_round(server_round=1, timeout=timeout)[0]
+                self.parameters, _, (results, failures) = self.fit_round(server_round=1, timeout=timeout)
+                if failures or len(results) != cohort:
+                    raise RuntimeError(f"{len(results)} results, failures: {failures[:1]}")
                 clock.round(cohort)
             return flwr.server.History(), 0.0
 
@@ -108,6 +110,17 @@ def answer(name: str, message: Message, context: Context) -> Message:
     return Message(content=content, reply_to=message)
 
 
+class Strict(FedAvg):
+    """FedAvg that takes no failure."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        """As FedAvg does."""
+        replies = list(replies)
+        if len(replies) != self.min_train_nodes or any(one.has_error() for one in replies):
+            raise RuntimeError(f"{len(replies)} replies, some with errors")
+        return super().aggregate_train(server_round, replies)
+
+
 def messages(options: Any) -> None:
     clock, server, client = Clock(options), ServerApp(), ClientApp()
     client.train()(functools.partial(answer, options.workload.name))
@@ -115,7 +128,7 @@ def messages(options: Any) -> None:
     @server.main()
     def main(grid: Any, context: Context) -> None:
         del context
-        strategy = FedAvg(
+        strategy = Strict(
             fraction_train=1e-9, min_train_nodes=options.cohort, min_available_nodes=options.population,
             fraction_evaluate=0.0,
         )  # fmt: skip
