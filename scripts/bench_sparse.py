@@ -79,7 +79,7 @@ def main() -> int:
                 specs = {items: spec_of(mode, items, workers, options.cohort, Path(name)) for items in SIZES}
                 rates: dict[int, list[float]] = {items: [] for items in SIZES}
                 wholes: dict[int, list[float]] = {items: [] for items in SIZES}
-                with session_for(as_spec(specs[SIZES[0]])) as session:
+                with session_for(as_spec(specs[SIZES[-1]])) as session:
                     for number in range(-1, options.passes):  # the first pair starts the workers
                         for items, spec in specs.items():
                             folder = Path(name) / f"{workers}-{mode}-{items}-{number}"
