@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from atoll.models.checkpoint import encode_version, load_version, save_version
+from atoll.models.first import init_version
 from atoll.models.shapes import (
     CharLstm,
     Cnn,
@@ -22,7 +23,7 @@ from atoll.models.shapes import (
 )
 
 if TYPE_CHECKING:
-    from atoll.models.build import build_model, init_version, load_module
+    from atoll.models.build import build_model, load_module
     from atoll.models.lanes import LaneModel, LocalRows, WithPenultimate
 
 __all__ = [
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 _WITH_TORCH = dict.fromkeys(("LaneModel", "LocalRows", "WithPenultimate"), "lanes") | dict.fromkeys(
-    ("build_model", "init_version", "load_module"), "build"
+    ("build_model", "load_module"), "build"
 )
 
 

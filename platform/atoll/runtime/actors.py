@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -61,9 +62,6 @@ class ClientPool:
     """
 
     def __init__(self) -> None:
-        import torch
-
-        torch.set_num_threads(1)
         self._tenants: dict[int, _Tenant] = {}
 
     def open(
@@ -76,6 +74,7 @@ class ClientPool:
         """
         self._tenants.pop(run, None)
         self._tenants[run] = _Tenant(epoch, make_learner(), make_evaluator)
+        _one_thread()
         return _place()
 
     def beginning(self, make_aggregator: Callable[[AggregatorState | None], Aggregator]) -> AggregatorState:
@@ -121,6 +120,7 @@ class ClientPool:
         tenant.take({version}, forget, bundles)
         if tenant.evaluator is None:
             tenant.evaluator = tenant.make_evaluator()
+            _one_thread()
         try:
             metrics = evaluate_version(tenant.evaluator, tenant.versions[version])
         except ClientWorkError as error:
@@ -135,6 +135,12 @@ class ClientPool:
             of = "no epoch" if tenant is None else f"epoch {tenant.epoch}"
             raise FencedError(f"a client pool works for {of} of run {run}; epoch {epoch} is over")
         return tenant
+
+
+def _one_thread() -> None:
+    """More would change bits. torch is loaded by the learners and evaluators that use it: compiled kernels do not."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 def _place() -> tuple[str, int]:

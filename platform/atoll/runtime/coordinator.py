@@ -162,7 +162,7 @@ class Coordinator:
             out.append(HoldAfter(self._next_evaluation(version + (version in known))))
             if version in known and version in due and target.is_reached(known[version][f"eval/{target.metric}"]):
                 self._stop_at, self._is_target_reached = version, True
-        return self._advance(out)
+        return self._advance(out, is_start=True)
 
     def handle(self, event: Event) -> list[Instruction]:
         """What to do about `event`."""
@@ -230,7 +230,7 @@ class Coordinator:
 
     # ---- decisions ----------------------------------------------------------------------------------------------
 
-    def _advance(self, out: list[Instruction]) -> list[Instruction]:
+    def _advance(self, out: list[Instruction], *, is_start: bool = False) -> list[Instruction]:
         """Finishes, or plans further and gives work to whoever has room."""
         self._plan_ahead(out)
         if self._is_over():
@@ -241,6 +241,9 @@ class Coordinator:
         while self._waiting and self._waiting[0][0] <= self.version:
             self._dispatcher.add(heapq.heappop(self._waiting)[3])
         self._forget(out)
+        if is_start:
+            # clients first: an evaluation begins with loading what it needs
+            out.extend(self._dispatcher.train())
         while self._to_evaluate and (call := self._dispatcher.evaluate(self._to_evaluate[0])) is not None:
             heapq.heappop(self._to_evaluate)
             out.append(call)
