@@ -196,11 +196,8 @@ def _execute(works: Sequence[Work], session: Any, on_progress: Progress | None) 
     here = [number for number in range(len(works)) if is_inline[number]]
     there = [number for number in range(len(works)) if not is_inline[number]]
     if here:
-        import torch
-
         from atoll.runtime import run_inline_together
 
-        torch.set_num_threads(1)
         found = run_inline_together([parts[number] for number in here], on_progress=watcher(here))
         outcomes.update(zip(here, found, strict=True))
     if there:

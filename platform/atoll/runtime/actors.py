@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from atoll.runtime.changes import Change, apply_change, newer
 from atoll.runtime.packing import Packed, unpacked
 from atoll.runtime.parts import Publisher
 from atoll.runtime.publishing import Batch, Sending
-from atoll.runtime.work import evaluate_version, train_blocks
+from atoll.runtime.work import evaluate_version, one_thread, train_blocks
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
@@ -74,7 +73,7 @@ class ClientPool:
         """
         self._tenants.pop(run, None)
         self._tenants[run] = _Tenant(epoch, make_learner(), make_evaluator)
-        _one_thread()
+        one_thread()
         return _place()
 
     def beginning(self, make_aggregator: Callable[[AggregatorState | None], Aggregator]) -> AggregatorState:
@@ -120,7 +119,7 @@ class ClientPool:
         tenant.take({version}, forget, bundles)
         if tenant.evaluator is None:
             tenant.evaluator = tenant.make_evaluator()
-            _one_thread()
+            one_thread()
         try:
             metrics = evaluate_version(tenant.evaluator, tenant.versions[version])
         except ClientWorkError as error:
@@ -135,12 +134,6 @@ class ClientPool:
             of = "no epoch" if tenant is None else f"epoch {tenant.epoch}"
             raise FencedError(f"a client pool works for {of} of run {run}; epoch {epoch} is over")
         return tenant
-
-
-def _one_thread() -> None:
-    """More would change bits. torch is loaded by the learners and evaluators that use it: compiled kernels do not."""
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
 
 
 def _place() -> tuple[str, int]:

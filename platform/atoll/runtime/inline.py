@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from atoll.aggregation import Step
 from atoll.errors import AtollError, ClientWorkError, FencedError, Interrupted
@@ -35,7 +36,10 @@ from atoll.runtime.publishing import Sending
 from atoll.runtime.recorder import checkpoint_artifact, result_of
 from atoll.runtime.stopping import StopSignal
 from atoll.runtime.store import Journal
-from atoll.runtime.work import evaluate_version, train_blocks
+from atoll.runtime.work import evaluate_version, one_thread, train_blocks
+
+if TYPE_CHECKING:
+    from atoll.evaluation import Evaluator
 
 __all__ = ["run_inline", "run_inline_together"]
 
@@ -141,7 +145,8 @@ class _Inline:
     def __init__(self, parts: Parts, journal: Journal, num_pools: int, pick: Pick) -> None:
         self._parts, self._pick = parts, pick
         self._learner = parts.make_learner()
-        self._evaluator = parts.make_evaluator()
+        one_thread()
+        self._evaluator: Evaluator | None = None
         self._aggregator = DurableAggregator(
             parts.make_aggregator, parts.make_snapshot_files, journal.snapshots(), journal.epoch
         )
@@ -221,6 +226,9 @@ class _Inline:
         started = time.perf_counter()
         try:
             if isinstance(call, Evaluate):
+                if self._evaluator is None:
+                    self._evaluator = self._parts.make_evaluator()
+                    one_thread()
                 metrics = evaluate_version(self._evaluator, self._versions[call.version])
             else:
                 results = train_blocks(self._learner, call.blocks, self._versions)

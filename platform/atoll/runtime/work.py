@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
     from atoll.learner import Trainer
 
-__all__ = ["evaluate_version", "train_blocks"]
+__all__ = ["evaluate_version", "one_thread", "train_blocks"]
+
+
+def one_thread() -> None:
+    """Keeps torch to one thread, since more would change bits; does nothing in a process that has not loaded it.
+
+    To be called when a learner or an evaluator was made: those that use torch have loaded it then.
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 def train_blocks(learner: Trainer, blocks: Sequence[Block], versions: Mapping[int, ModelVersion]) -> list[BlockResult]:
