@@ -48,8 +48,9 @@ def pid_of(pool) -> int:
 @pytest.fixture(scope="module")
 def expected(uri: str, folder: Path) -> dict:
     found = facts(run(spec_of(uri, stop=LONG), runs_folder=folder), uri)
-    assert len(found["rows"]["train/loss"]) == 80
-    assert found["walls"]["wall_s"] == list(range(1, 81))
+    steps = LONG["server_steps"]
+    assert len(found["rows"]["train/loss"]) == steps
+    assert found["walls"]["wall_s"] == list(range(1, steps + 1))
     assert found["unpublished"] == 0
     return found
 
