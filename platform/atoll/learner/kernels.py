@@ -32,7 +32,7 @@ _exact: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundschec
 CHAIN, DLRM = 0, 1
 #: columns of a program's layer table
 _INPUTS, _OUTPUTS, _WEIGHT, _BIAS, _IS_TURNED, _IN, _OUT, _HAS_RELU = range(8)
-#: a mean loss beyond this counts as diverged, as in `sums.py`
+#: `partials.LOSS_BOUND`; written here too, since numba's cache would not notice a change there
 _LOSS_BOUND = 1e6
 
 

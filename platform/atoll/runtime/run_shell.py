@@ -214,7 +214,7 @@ class RunShell:
         self._bundles.add(self._aggregator.take_models())
 
     def _ask_for_beginning(self) -> None:
-        """One of the open pools makes the first weights: it has loaded torch anyway."""
+        """One of the open pools makes the first weights: a custom module needs torch for them, and pools have it."""
         if self._state != "opening" or self._aggregator is not None or self._asked_pool is not None:
             return
         if self._open_pools:
