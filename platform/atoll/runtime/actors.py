@@ -77,7 +77,7 @@ class ClientPool:
         return _place()
 
     def beginning(self, make_aggregator: Callable[[AggregatorState | None], Aggregator]) -> AggregatorState:
-        """A run's state at version 0: a custom module's weights come from torch, which the coordinator does not load."""
+        """A run's state at version 0: a custom module makes its weights with torch, which the coordinator lacks."""
         return make_aggregator(None).state()
 
     def close(self, run: int) -> None:
