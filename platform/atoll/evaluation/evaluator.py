@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from atoll.errors import Problem, SpecError
-from atoll.evaluation.outputs import batches
+from atoll.evaluation.asking import Asked, Examples
 from atoll.messages import ModelVersion
-from atoll.models import LaneModel
 
 __all__ = ["METRICS", "Evaluation", "Evaluator", "auc", "normalized_entropy"]
 
@@ -40,14 +38,13 @@ def auc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
         >>> auc(np.array([0, 0, 1]), np.array([0.1, 0.4, 0.35]))
         0.5
     """
-    from scipy.stats import rankdata
-
     positive = labels == 1
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
+    above, below = scores[positive], np.sort(scores[~positive])
+    if not above.size or not below.size:
         return float("nan")
-    rank_sum = float(rankdata(scores)[positive].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    # for every row of class 1, rows of class 0 that it beats: twice, so that a tie counts once
+    beaten = int(np.searchsorted(below, above, "left").sum()) + int(np.searchsorted(below, above, "right").sum())
+    return float(beaten / 2 / (above.size * below.size))
 
 
 def normalized_entropy(labels: npt.NDArray[Any], losses: npt.NDArray[np.float64]) -> float:
@@ -66,10 +63,10 @@ def normalized_entropy(labels: npt.NDArray[Any], losses: npt.NDArray[np.float64]
 
 
 class Evaluator:
-    """Evaluates model versions on one held-out split, in fixed batches on one device, so bits never depend on workers.
+    """Evaluates model versions on one held-out split, in fixed batches, so bits never depend on workers.
 
     Args:
-        model: the model.
+        model: says the logits of a batch, one for a binary task.
         arrays: held-out examples, "x", optionally "c", and "y", rows first.
         client: int64 [rows], the client of each row.
         train_examples: int64 [rows], training examples of the row's client, 0 where it never trains; where any is
@@ -78,7 +75,6 @@ class Evaluator:
         per_client: whether to add percentiles over clients and data-volume groups.
         groups: int64 [rows], the cluster of each row's client, −1 for none; None: no clusters.
         group_names: of the clusters; the metrics over the rows of one are called eval/cluster/NAME/METRIC.
-        device: torch device.
         batch_rows: rows per forward pass.
 
     Raises:
@@ -87,7 +83,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: LaneModel,
+        model: Asked,
         arrays: Mapping[str, npt.NDArray[Any]],
         client: npt.NDArray[np.int64],
         train_examples: npt.NDArray[np.int64],
@@ -96,15 +92,14 @@ class Evaluator:
         per_client: bool = True,
         groups: npt.NDArray[np.int64] | None = None,
         group_names: Sequence[str] = (),
-        device: str = "cpu",
         batch_rows: int = 4096,
     ) -> None:
         wrong = [name for name in metrics if name in _BINARY and model.shape.task != "binary"]
         if wrong:
             place, rule = "evaluation.metrics", "a binary task"
             raise SpecError([Problem(place, name, rule, _BINARY[name], "use accuracy") for name in wrong])
-        self._model, self._arrays, self._metrics = model, arrays, tuple(metrics)
-        self._device, self._batch_rows = device, batch_rows
+        self._model, self._labels, self._metrics = model, arrays["y"], tuple(metrics)
+        self._examples = Examples(model.shape, arrays, batch_rows)
         self._clients, self._client_index = np.unique(client, return_inverse=True)
         self._per_client = per_client
         self._groups = _members(groups, group_names)
@@ -132,7 +127,7 @@ class Evaluator:
         rows: npt.NDArray[np.intp] | slice = _ALL,
     ) -> dict[str, float]:
         """The metrics that were asked for, over some rows."""
-        labels, found = self._arrays["y"][rows], {}
+        labels, found = self._labels[rows], {}
         if "loss" in self._metrics:
             found["loss"] = float(losses[rows].mean())
         if "accuracy" in self._metrics:
@@ -162,26 +157,31 @@ class Evaluator:
         self, version: ModelVersion
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Per row: loss, whether the guess is right, score of class 1 (binary) or zeros."""
-        rows = len(self._arrays["y"])
+        rows = len(self._labels)
         losses, correct, scores = np.empty(rows), np.empty(rows), np.zeros(rows)
-        for batch in batches(self._model, version, self._arrays, self._device, self._batch_rows):
-            labels = batch.examples["y"][0].long()
-            with torch.no_grad():
-                logits = self._model.logits(batch.params, batch.local, batch.examples)[0].double()
-                if self._model.shape.task == "binary":
-                    score = logits[:, 0]
-                    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                        score, labels.double(), reduction="none"
-                    )
-                    right = (score > 0) == (labels == 1)
-                    scores[batch.rows] = score.cpu().numpy()
-                else:
-                    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-                    right = logits.argmax(1) == labels
+        for part, said in self._examples.ask(self._model, version):
+            logits, labels = said.astype(np.float64), self._labels[part]
+            if self._model.shape.task == "binary":
+                scores[part] = logits[:, 0]
+                right = (logits[:, 0] > 0) == (labels == 1)
+            else:
+                right = logits.argmax(1) == labels
+            losses[part] = _losses(logits, labels, self._model.shape.task)
             # A model that says NaN has not guessed class 0.
-            right &= ~logits.isnan().any(1)
-            losses[batch.rows], correct[batch.rows] = loss.cpu().numpy(), right.double().cpu().numpy()
+            correct[part] = right & ~np.isnan(logits).any(1)
         return np.nan_to_num(losses, nan=1e6, posinf=1e6), correct, scores
+
+
+def _losses(
+    logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], task: Literal["binary", "multiclass"]
+) -> npt.NDArray[np.float64]:
+    """Cross-entropy of every row [B]; infinite or NaN where the logits [B, O] leave no number."""
+    with np.errstate(invalid="ignore"):
+        if task == "binary":
+            return np.asarray(np.logaddexp(0.0, np.where(labels == 1, -logits[:, 0], logits[:, 0])))
+        shifted = logits - logits.max(1, keepdims=True)
+        own = np.take_along_axis(shifted, labels[:, None], 1)[:, 0]
+        return np.asarray(np.log(np.exp(shifted).sum(1)) - own)
 
 
 def _members(groups: npt.NDArray[np.int64] | None, names: Sequence[str]) -> dict[str, npt.NDArray[np.intp]]:

@@ -16,6 +16,7 @@ from atoll.errors import InfrastructureError
 from atoll.experiment.clustering import clustering_of
 from atoll.experiment.facts import TimelineParquet, TrackerPublisher
 from atoll.experiment.modelling import (
+    asked_of,
     client_work_of,
     first_version,
     inputs_of,
@@ -110,7 +111,7 @@ def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
     held_out = test_rows(spec, data)
     groups, names = _groups_of(spec, data, held_out.client)
     return Evaluator(
-        lane_model_of(spec, data.shape),
+        asked_of(spec, data.shape),
         held_out.arrays,
         held_out.client,
         held_out.train_examples,
@@ -118,7 +119,6 @@ def build_evaluator(spec: sp.Spec, identity: str) -> Evaluator:
         per_client=spec.evaluation.per_client,
         groups=groups,
         group_names=names,
-        device=spec.runtime.device_class,
     )
 
 

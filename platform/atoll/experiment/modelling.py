@@ -13,10 +13,12 @@ from atoll.learner.programs import has_program
 from atoll.plan import Kernel, auto_lanes
 
 if TYPE_CHECKING:
+    from atoll.evaluation import Asked
     from atoll.learner import ClientWork
     from atoll.messages import ModelVersion
 
 __all__ = [
+    "asked_of",
     "client_work_of",
     "first_version",
     "inputs_of",
@@ -133,6 +135,15 @@ def lanes_of(spec: sp.Spec, shape: mo.ModelShape) -> int:
 def lane_model_of(spec: sp.Spec, data: DataShape) -> mo.LaneModel:
     """The model with a lane dimension."""
     return mo.build_model(settings_of(spec), inputs_of(data))
+
+
+def asked_of(spec: sp.Spec, data: DataShape) -> Asked:
+    """The model as evaluation asks it: without torch where clients train without it, by the choice of `kernel_of`."""
+    if kernel_of(spec) == "compiled":
+        return mo.PlainModel(settings_of(spec), inputs_of(data))
+    from atoll.evaluation import LaneForward
+
+    return LaneForward(lane_model_of(spec, data), spec.runtime.device_class)
 
 
 def first_version(spec: sp.Spec, data: DataShape) -> ModelVersion:

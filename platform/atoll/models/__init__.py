@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll.models.checkpoint import encode_version, load_version, save_version
 from atoll.models.first import init_version
+from atoll.models.plain import PlainModel
 from atoll.models.shapes import (
     CharLstm,
     Cnn,
@@ -39,6 +40,7 @@ __all__ = [
     "ModelSettings",
     "ModelShape",
     "ParameterShape",
+    "PlainModel",
     "TableShape",
     "WideDeep",
     "WithPenultimate",

@@ -1,17 +1,22 @@
-"""What a pool builds for itself: an evaluator that knows the test rows' clusters."""
+"""What a pool builds for itself: an evaluator that knows the test rows' clusters, without torch where that goes."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atoll import spec as sp
 from atoll.data import open_data
-from atoll.evaluation import Evaluation
+from atoll.evaluation import Evaluation, LaneForward
 from atoll.experiment import building, splitting
 from atoll.experiment.clustering import clustering_of
-from atoll.experiment.modelling import first_version
+from atoll.experiment.modelling import asked_of, first_version
 from atoll.experiment.wiring import source_of
+from atoll.models import PlainModel
 from cluster_kit import divided, factory
 from tiny_kit import tiny
 
@@ -51,3 +56,35 @@ def test_without_a_table_of_clients_there_are_no_groups() -> None:
         found, _ = evaluated(sp.parse(tiny(clusters=clusters)))
         assert not [name for name in found.metrics if "cluster" in name]
         assert np.isfinite(found.metrics["eval/loss"])
+
+
+@pytest.mark.parametrize(
+    ("model", "kernel", "kind"),
+    [
+        ({"kind": "mlp", "hidden": [8]}, "auto", PlainModel),
+        ({"kind": "logistic"}, "compiled", PlainModel),
+        ({"kind": "mlp", "hidden": [8]}, "lanes", LaneForward),
+    ],
+)
+def test_evaluation_is_without_torch_where_training_is(model: dict[str, object], kernel: str, kind: type) -> None:
+    spec = sp.parse(tiny(model=model, runtime={"kind": "inline", "kernel": kernel}))
+    assert type(asked_of(spec, open_data(source_of(spec)).shape)) is kind
+
+
+INLINE = """
+import sys, atoll
+sys.path.insert(0, sys.argv[1])
+from tiny_kit import tiny
+
+seen = []
+atoll.run(tiny(), on_progress=lambda figures: seen.append("torch" in sys.modules))
+print(len(seen) > 3, any(seen), "torch" in sys.modules)
+"""
+
+
+def test_a_run_of_a_compiled_model_loads_torch_nowhere(tmp_path: Path, mlflow_uri: str) -> None:
+    """Version 0, clients, evaluation, checkpoint, report."""
+    tests = str(Path(__file__).parents[2])
+    code = [sys.executable, "-c", INLINE, tests]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True False False"

@@ -19,7 +19,7 @@ from atoll import spec as sp
 from atoll.aggregation import OverArch
 from atoll.data import ClientData, Encoding, encoding_of, open_data
 from atoll.errors import SpecError
-from atoll.evaluation.outputs import outputs
+from atoll.evaluation import outputs
 from atoll.experiment import Exported, Run, export, run
 from atoll.experiment.modelling import lane_model_of
 from atoll.experiment.wiring import source_of

@@ -12,7 +12,7 @@ import torch
 from scipy.special import expit
 
 from atoll.errors import SpecError
-from atoll.evaluation.outputs import outputs as outputs_of
+from atoll.evaluation import outputs as outputs_of
 from atoll.messages import ModelVersion
 from atoll.models import (
     Dlrm,
