@@ -14,10 +14,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 @pytest.fixture(scope="session")
 def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised, empty MLflow database: migrating takes seconds, copying does not."""
-    from atoll.tracking import preflight
+    from atoll.tracking import initialise
 
     path = tmp_path_factory.mktemp("mlflow") / "template.db"
-    preflight(f"sqlite:///{path}")
+    initialise(f"sqlite:///{path}")
     return path
 
 

@@ -46,6 +46,8 @@ class Rows:
 
 
 class Nobody:
+    run_id = "run"
+
     """A publisher whom nobody reads."""
 
     def publish(self, rows) -> None: ...

@@ -63,6 +63,8 @@ class QuickJournal(SqliteJournal):
 class Service:
     """A tracking service in a file of its own; a row is another one if anything of it differs."""
 
+    run_id = "run"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open() as db:

@@ -124,6 +124,8 @@ class MemoryTimeline:
 
 
 class NullPublisher:
+    run_id = "run"
+
     def publish(self, rows: Sequence[MetricRow]) -> None: ...
 
     def upload(self, artifact: Artifact, data: bytes) -> None: ...

@@ -150,7 +150,8 @@ def test_a_service_that_stays_away(
     service.recover()
     monkeypatch.setattr("atoll.runtime.inline._DRAIN_S", 60.0)
     whole = resume(found.folder)
-    assert (whole.run_id, whole.unpublished_rows) == (found.run_id, 0)
+    assert whole.unpublished_rows == 0
+    assert found.run_id in ("", whole.run_id), "it may have gone before it ever had the run"
     assert facts(whole, service.uri) == expected
     check_rows(whole, service.uri)
     assert mlflow_client(service.uri).get_run(whole.run_id).info.status == "FINISHED"

@@ -232,10 +232,11 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1; a free one if none.")] = None,
 ) -> None:
     """Open the MLflow UI on the right store."""
-    from atoll.tracking import preflight
+    from atoll.tracking import initialise, preflight
     from atoll.tracking import ui as command
 
     preflight(uri)
+    initialise(uri)
     found = command(uri, port)
     typer.echo(f"MLflow: {found.url}   (Ctrl-C ends it)")
     os.execvpe(found.argv[0], list(found.argv), {**os.environ, **found.env})

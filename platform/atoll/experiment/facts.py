@@ -98,7 +98,7 @@ class TrackerPublisher:
 
     def __init__(self, uri: str, artifacts: str | None, info: RunInfo) -> None:
         self._tracker = MlflowTracker(uri, artifacts)
-        self._tracker.start(info)
+        self.run_id = self._tracker.start(info)
 
     def publish(self, rows: Sequence[MetricRow]) -> None:
         """Idempotent; raises where the service does not take them."""

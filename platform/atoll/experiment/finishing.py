@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atoll import spec as sp
-from atoll.errors import InfrastructureError
+from atoll.errors import InfrastructureError, SpecError
 from atoll.experiment.facts import TIMELINE_FILE
 from atoll.experiment.opened import data_of
 from atoll.experiment.records import Run, write_result
@@ -33,7 +33,7 @@ def observing() -> Iterator[None]:
     """Tracking observes, it never answers: a store that fails now does not fail the run, which is in its folder."""
     try:
         yield
-    except InfrastructureError as error:
+    except (InfrastructureError, SpecError) as error:
         _log.warning("tracking: %s; the run's own folder holds everything", error)
 
 

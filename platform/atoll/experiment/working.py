@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll import spec as sp
-from atoll.errors import AtollError, ClientWorkError, FencedError, InfrastructureError, Interrupted
+from atoll.errors import AtollError, ClientWorkError, FencedError, Interrupted
 from atoll.experiment.birth import Birth
 from atoll.experiment.finishing import finish, observing, run_of
 from atoll.experiment.opened import data_of
@@ -36,7 +36,7 @@ Ended = Run | AtollError | Interrupted
 
 @dataclass(frozen=True)
 class Work:
-    """A run that is to be worked on: its folder is locked, its journal says what it is, its MLflow run is there.
+    """A run that is to be worked on: its folder is locked, its journal says what it is.
 
     Attributes:
         folder: of the run.
@@ -45,7 +45,6 @@ class Work:
         store_bytes: object store that its plan needs.
         info: names it in the tracking store.
         tracker: of its own.
-        run_id: MLflow's, "" if unknown.
         is_over: all its steps are done.
         is_comparable: nothing that decides bits was forced.
         again: what a person is to resume after a stop.
@@ -58,7 +57,6 @@ class Work:
     store_bytes: int
     info: RunInfo
     tracker: MlflowTracker
-    run_id: str
     is_over: bool
     is_comparable: bool
     again: Path
@@ -85,7 +83,7 @@ def begin_work(
     again: Path | None = None,
     is_pictured: bool = True,
 ) -> Work:
-    """Writes into the journal what the run is, finds or makes its MLflow run.
+    """Writes into the journal what the run is. The tracker finds or makes its MLflow run while clients train.
 
     Args:
         folder: of the run, locked by the caller.
@@ -112,25 +110,9 @@ def begin_work(
             journal.publish_again()
             meta["run_id"] = ""
         journal.commit(Commit(meta=meta))
-        run_id = _tracked(journal, tracker, info, may_wait=resumed is not None or birth.parent_run_id is not None)
     LocalFiles(folder).write("spec.yaml", sp.dump(spec).encode())
     more = (is_over, is_comparable, again or folder, is_pictured)
-    return Work(folder, spec, birth, store_bytes, info, tracker, run_id, *more)
-
-
-def _tracked(journal: Journal, tracker: MlflowTracker, info: RunInfo, *, may_wait: bool) -> str:
-    known = journal.get("run_id") or ""
-    try:
-        run_id = tracker.start(info)
-    except InfrastructureError:
-        # Found again by its key when the service is back; the rows wait in the journal.
-        if not may_wait:
-            raise
-        return known
-    if known and run_id != known:
-        journal.publish_again()  # the run that had the rows is not there any more
-    journal.commit(Commit(meta={"run_id": run_id}))
-    return run_id
+    return Work(folder, spec, birth, store_bytes, info, tracker, *more)
 
 
 def work(works: Sequence[Work], session: Any = None, on_progress: Progress | None = None) -> list[Ended]:
@@ -219,9 +201,10 @@ def _ended(one: Work, outcome: Outcome) -> Ended:
     try:
         if isinstance(outcome, AtollError | Interrupted):
             raise outcome
-        run_id = one.run_id
+        with closing(store_in(one.folder).journal()) as journal:
+            run_id = journal.get("run_id") or ""
         with observing():
-            run_id = one.tracker.start(one.info)  # where the service was away at the start
+            run_id = one.tracker.start(one.info)
         uri, arm = one.spec.tracking.uri, one.birth.arm
         finished = run_of(one.spec, outcome, one.folder, run_id, uri, arm, is_comparable=one.is_comparable)
         if finish(finished, one.spec, outcome.model, one.tracker, is_pictured=one.is_pictured):
@@ -241,6 +224,7 @@ def _ended(one: Work, outcome: Outcome) -> Ended:
 
 def _not_finished(one: Work, error: BaseException) -> None:
     with observing():
+        one.tracker.start(one.info)
         one.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 

@@ -162,6 +162,6 @@ class TrackerShell:
         self._sending[run] = Sending(make_publisher)
         return _place()
 
-    def send(self, run: int, batch: Batch) -> None:
-        """Sends; raises where the service does not take it."""
-        self._sending[run].send(batch)
+    def send(self, run: int, batch: Batch) -> str:
+        """Sends; returns the service's id of the run; raises where the service does not take it."""
+        return self._sending[run].send(batch)

@@ -159,7 +159,7 @@ class _Inline:
         #: sends in a thread of its own, so that a tracking service that does not answer holds nothing up
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="atoll-tracker")
         self._sending = Sending(parts.make_publisher)
-        self._sent: Future[None] | None = None
+        self._sent: Future[str] | None = None
         #: wall seconds that this run has had of the thread
         self.used_s = 0.0
         self._is_over = False
@@ -288,10 +288,9 @@ class _Inline:
         if self._sent is not None:
             if not self._sent.done():
                 return
-            error = self._sent.exception()
-            self._sent = None
-            if error is None:
-                publishing.succeeded()
+            sent, self._sent = self._sent, None
+            if (error := sent.exception()) is None:
+                publishing.succeeded(sent.result())
             else:
                 publishing.failed(error)
         batch = publishing.take()

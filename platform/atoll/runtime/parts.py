@@ -36,7 +36,13 @@ class TimelineFile(Protocol):
 
 
 class Publisher(Protocol):
-    """Where facts go: observes, never answers. Every call may be repeated without effect."""
+    """Where facts go: observes, never answers. Every call may be repeated without effect.
+
+    Attributes:
+        run_id: the service's name of the run, which making the publisher has found or made there.
+    """
+
+    run_id: str
 
     def publish(self, rows: Sequence[MetricRow]) -> None:
         """Sends metric rows; raises where the service does not take them."""

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from atoll.errors import InfrastructureError
+from atoll.errors import InfrastructureError, SpecError
 from atoll.runtime.parts import Publisher
-from atoll.runtime.store import Artifact, Files, Journal, MetricRow
+from atoll.runtime.store import Artifact, Commit, Files, Journal, MetricRow
 
 __all__ = ["Batch", "Publishing", "Sending"]
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes to the tracking service in one call: rows, or one file."""
+    """What goes to the tracking service in one call: rows, or one file; neither in the first, which finds the run."""
 
     last_id: int
     rows: Sequence[MetricRow]
@@ -40,14 +40,15 @@ class Sending:
         self._make_publisher = make_publisher
         self._publisher: Publisher | None = None
 
-    def send(self, batch: Batch) -> None:
-        """Raises whatever the service raises; then nothing counts as sent."""
+    def send(self, batch: Batch) -> str:
+        """Returns the service's id of the run; raises whatever the service raises, then nothing counts as sent."""
         if self._publisher is None:
             self._publisher = self._make_publisher()
         if batch.artifact is not None:
             self._publisher.upload(batch.artifact, batch.data)
-        else:
+        elif batch.rows:
             self._publisher.publish(batch.rows)
+        return self._publisher.run_id
 
 
 class Publishing:
@@ -63,6 +64,8 @@ class Publishing:
         self._every_s = _EVERY_S
         self._next = time.monotonic() + _EVERY_S
         self._failures = 0
+        #: the service has the run
+        self._is_begun = False
         self._under_way: Batch | None = None
         self._alarm = _ALARM_ROWS
         self._is_ending = False
@@ -82,6 +85,9 @@ class Publishing:
         """The next batch, if one is due; tell `succeeded` or `failed` before the next."""
         if self._under_way is not None or time.monotonic() < self._next:
             return None
+        if not self._is_begun:
+            self._under_way = Batch(0, ())
+            return self._under_way
         last_id, rows = self._journal.pending(_BATCH_ROWS)
         if rows:
             self._under_way = Batch(last_id, rows)
@@ -96,10 +102,14 @@ class Publishing:
             self._next = time.monotonic() + self._every_s
         return self._under_way
 
-    def succeeded(self) -> None:
-        """The batch was taken: acknowledge it; a full one is followed by the next at once."""
+    def succeeded(self, run_id: str) -> None:
+        """The batch was taken, for the run of this id: acknowledge it; a full one is followed by the next at once."""
         batch, self._under_way = self._under_way, None
         if batch is None:
+            return
+        if not self._is_begun:
+            self._begun(run_id)
+            self._next = time.monotonic()
             return
         if batch.artifact is not None:
             self._journal.ack_artifact(batch.artifact.name)
@@ -109,9 +119,23 @@ class Publishing:
         is_full = batch.artifact is not None or len(batch.rows) == _BATCH_ROWS
         self._next = time.monotonic() + (0.0 if is_full else self._every_s)
 
+    def _begun(self, run_id: str) -> None:
+        known = self._journal.get("run_id")
+        if known and known != run_id:
+            self._journal.publish_again()  # the run that had the rows is not there any more
+        if known != run_id:
+            self._journal.commit(Commit(meta={"run_id": run_id}))
+        self._is_begun, self._failures = True, 0
+
     def failed(self, error: BaseException) -> None:
-        """The batch was not taken: wait longer each time."""
+        """The batch was not taken: wait longer each time.
+
+        Raises:
+            SpecError: the service will never take this run, and has never had it.
+        """
         self._under_way = None
+        if isinstance(error, SpecError) and not self._journal.get("run_id"):
+            raise error
         wait_s = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
         self._failures += 1
         self._next = time.monotonic() + wait_s
@@ -126,4 +150,5 @@ class Publishing:
         """Whether everything was taken, or, at the end, the service has refused often enough to leave the rest."""
         if self._is_ending and self._failures > _LAST_TRIES:
             return True
-        return self._under_way is None and not self._journal.num_pending and not self._journal.pending_artifacts()
+        is_idle = self._is_begun and self._under_way is None
+        return is_idle and not self._journal.num_pending and not self._journal.pending_artifacts()

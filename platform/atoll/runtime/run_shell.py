@@ -414,11 +414,11 @@ class RunShell:
             return
         publishing = attempt.publishing
 
-        def sent(error: BaseException | None) -> None:
+        def sent(said: str | BaseException) -> None:
             with self.guarded():  # a journal that cannot be written is this run's alone
-                if error is None:
-                    publishing.succeeded()
+                if isinstance(said, str):
+                    publishing.succeeded(said)
                 else:
-                    publishing.failed(error)
+                    publishing.failed(said)
 
         self._tracker.send(self, batch, sent)

@@ -199,23 +199,25 @@ class SharedTracker:
 
         self._calls.expect(self._handle.open.remote(tenant.number, tenant.parts.make_publisher), opened)
 
-    def send(self, tenant: Tenant, batch: Any, then: Callable[[BaseException | None], None]) -> None:
-        """Sends; `then` hears what the service said. Where the tracker dies, every run hears `tracker_lost`."""
+    def send(self, tenant: Tenant, batch: Any, then: Callable[[str | BaseException], None]) -> None:
+        """Sends; `then` hears what the service said: its id of the run, or what it raised.
+
+        Where the tracker dies, every run hears `tracker_lost`.
+        """
         handle, epoch = self._handle, tenant.epoch
 
         def sent(ready: Any) -> None:
             if handle is not self._handle:
                 return  # a late answer of one that was replaced
-            error: BaseException | None = None
             try:
-                ray.get(ready)
-            except RayTaskError as found:
-                error = found.cause or found
-            except RayError as found:
-                self.replace(found)
+                said: str | BaseException = ray.get(ready)
+            except RayTaskError as error:
+                said = error.cause or error
+            except RayError as error:
+                self.replace(error)
                 return
             if epoch == tenant.epoch:
-                then(error)
+                then(said)
 
         self._calls.ask(_TRACKER, handle.send.remote(tenant.number, batch), sent)
 

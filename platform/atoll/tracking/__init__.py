@@ -21,7 +21,7 @@ from atoll.tracking.mlflow_tracker import MlflowTracker
 from atoll.tracking.plots import comparison_plots, plots
 from atoll.tracking.render import insert_between, to_csv, to_html, to_markdown, to_table, to_text
 from atoll.tracking.rows import Row, RunInfo, finite_rows, flatten_params, now_ms
-from atoll.tracking.store import UiCommand, absolute_uri, artifact_root, page_url, preflight, ui
+from atoll.tracking.store import UiCommand, absolute_uri, artifact_root, initialise, page_url, preflight, ui
 from atoll.tracking.tracker import MemoryRun, MemoryStore, MemoryTracker, RunStatus, Tracker
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "comparison_plots",
     "finite_rows",
     "flatten_params",
+    "initialise",
     "insert_between",
     "load_run",
     "lower_is_better",

@@ -11,7 +11,7 @@ from typing import Any
 from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.tracking.bulk import SqliteRows, sqlite_rows
 from atoll.tracking.rows import MAX_BATCH_ROWS, MAX_PARAMS, Row, RunInfo, check_run, check_tags, finite_rows
-from atoll.tracking.store import absolute_uri, artifact_root, load_mlflow, quiet
+from atoll.tracking.store import absolute_uri, artifact_root, initialise, is_ready, load_mlflow, quiet
 from atoll.tracking.tracker import PARENT_TAG, RUN_KEY_TAG, RunStatus
 
 __all__ = ["MlflowTracker", "client", "store_errors"]
@@ -30,8 +30,10 @@ def store_errors(doing: str) -> Iterator[None]:
 
 
 def client(uri: str) -> Any:
-    """An MlflowClient for `uri`, quiet. Run `preflight` once before the first one on a new SQLite file."""
+    """An MlflowClient for `uri`, quiet; initialises a new SQLite file."""
     mlflow = load_mlflow()
+    if not is_ready(uri):
+        initialise(uri)
     with quiet(), store_errors("opening"):
         return mlflow.MlflowClient(tracking_uri=absolute_uri(uri), registry_uri=absolute_uri(uri))
 

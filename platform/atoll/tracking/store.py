@@ -18,7 +18,18 @@ from typing import Any
 
 from atoll.errors import Problem, SpecError
 
-__all__ = ["UiCommand", "absolute_uri", "artifact_root", "load_mlflow", "page_url", "preflight", "quiet", "ui"]
+__all__ = [
+    "UiCommand",
+    "absolute_uri",
+    "artifact_root",
+    "initialise",
+    "is_ready",
+    "load_mlflow",
+    "page_url",
+    "preflight",
+    "quiet",
+    "ui",
+]
 
 _PLACE = "tracking.uri"
 _PROBE_TIMEOUT_S = 5.0
@@ -88,10 +99,10 @@ def artifact_root(uri: str) -> str | None:
 
 
 def preflight(uri: str) -> None:
-    """Refuse a tracking store that cannot be used, and initialise a new SQLite database once.
+    """Refuse a tracking store that cannot be used, before anything starts.
 
-    Safe to call from several processes at once. Takes at most 5 s for a server that does not answer; 2 to 9 s for a
-    new SQLite file.
+    Takes at most 5 s for a server that does not answer; no time for an SQLite file that this MLflow has opened before,
+    and for a new one, which whoever opens it first initialises: MLflow, seconds to load, stays out of this process.
 
     Raises:
         SpecError: the address is not understood, the server does not answer, or the file cannot be used.
@@ -103,10 +114,10 @@ def preflight(uri: str) -> None:
         path = _sqlite_path(uri)
         if path is None:
             raise _refuse(uri, "sqlite:/// and a file path", "metrics must outlive the process")
-        _check_sqlite_file(uri, path)
-        _initialise(absolute_uri(uri), path)
+        if _check_sqlite_file(uri, path) and not is_ready(uri):
+            initialise(uri)
     elif scheme in _SQL_SCHEMES:
-        _initialise(uri, None)
+        initialise(uri)
     else:
         why = "MLflow's file store is switched off since 3.13" if scheme in ("file", "") or "/" in scheme else ""
         hint = "sqlite:///mlflow.db works without a server"
@@ -141,7 +152,59 @@ def _probe_server(uri: str) -> None:
     raise _refuse(uri, "a running MLflow server", why, "start it with `mlflow server`, or use sqlite:///mlflow.db")
 
 
-def _check_sqlite_file(uri: str, path: Path) -> None:
+def initialise(uri: str) -> None:
+    """Make an SQL database ready for MLflow once: its tables, 2 to 9 s. Does nothing to a server.
+
+    Safe to call from several processes at once, and again.
+
+    Raises:
+        SpecError: the database cannot be used, or is of another MLflow.
+    """
+    path = _sqlite_path(uri)
+    if path is None and uri.startswith(("http://", "https://")):
+        return
+    mlflow = load_mlflow()
+    with _lock(path), quiet():
+        try:
+            store = mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore(
+                absolute_uri(uri), artifact_root(uri) or "mlartifacts"
+            )
+        except Exception as error:  # drivers of several databases raise their own kinds; all mean: unusable
+            hint = "mlflow db upgrade URI brings an old database up to date, after a backup"
+            raise _refuse(uri, "a database that MLflow can open", str(error).split("\n")[0][:500], hint) from error
+        store.engine.dispose()
+        if path is not None:
+            _stamp_path(path).write_text(_stamp(path))
+
+
+def is_ready(uri: str) -> bool:
+    """Whether `initialise` would find nothing to do; False of an SQLite file means: not known yet."""
+    path = _sqlite_path(uri)
+    if path is None:
+        return True
+    try:
+        return path.exists() and _stamp_path(path).read_text() == _stamp(path)
+    except sqlite3.Error:
+        return False
+
+
+def _stamp_path(path: Path) -> Path:
+    """The file whose lock keeps initialisers apart; it says which MLflow has found the database good."""
+    found = path.with_name(f".{path.name}.lock")
+    found.touch()
+    return found
+
+
+def _stamp(path: Path) -> str:
+    """The installed MLflow and the version of the database's tables."""
+    from importlib.metadata import version
+
+    with closing(sqlite3.connect(path, timeout=20.0)) as db:
+        return f"{version('mlflow')} {db.execute('SELECT version_num FROM alembic_version').fetchall()}"
+
+
+def _check_sqlite_file(uri: str, path: Path) -> bool:
+    """Whether there are tables; raises SpecError where they are not MLflow's, or there is no room for a file."""
     folder = path.parent
     if not folder.is_dir():
         raise _refuse(uri, "a file in an existing folder", f"{folder} is not a folder", f"mkdir -p {folder}")
@@ -150,13 +213,14 @@ def _check_sqlite_file(uri: str, path: Path) -> None:
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
         raise _refuse(uri, "a file that may be written", f"{path} or its folder is read-only")
     if not path.exists() or path.stat().st_size == 0:
-        return
+        return False
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\x00":
             raise _refuse(uri, "an SQLite file", f"{path} is something else", "choose another file name")
     tables = _tables(path)
     if tables and "alembic_version" not in tables:
         raise _refuse(uri, "an MLflow database", f"{path} holds other tables", "choose another file name")
+    return bool(tables)
 
 
 def _tables(path: Path) -> set[str]:
@@ -167,18 +231,6 @@ def _tables(path: Path) -> set[str]:
         raise _refuse(f"sqlite:///{path}", "a readable SQLite file", str(error)) from error
 
 
-def _initialise(uri: str, path: Path | None) -> None:
-    mlflow = load_mlflow()
-    root = artifact_root(uri) or "mlartifacts"
-    with _lock(path), quiet():
-        try:
-            store = mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore(uri, root)
-        except Exception as error:  # drivers of several databases raise their own kinds; all mean: unusable
-            hint = "mlflow db upgrade URI brings an old database up to date, after a backup"
-            raise _refuse(uri, "a database that MLflow can open", str(error).split("\n")[0][:500], hint) from error
-        store.engine.dispose()
-
-
 @contextmanager
 def _lock(path: Path | None) -> Iterator[None]:
     """One initialiser at a time: MLflow's migrations race on a new file."""
@@ -186,7 +238,7 @@ def _lock(path: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        file = path.with_name(f".{path.name}.lock").open("w")
+        file = _stamp_path(path).open("r+")
     except OSError as error:
         raise _refuse(f"sqlite:///{path}", "a file in a folder that may be written", str(error)) from error
     with file:

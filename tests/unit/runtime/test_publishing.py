@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.errors import FencedError
+from atoll.errors import FencedError, Problem, SpecError
 from atoll.runtime import inline, publishing, run_inline
 from atoll.runtime.publishing import Batch, Publishing, Sending
 from atoll.runtime.store import Artifact, Commit, LocalFiles, MetricRow, SqliteJournal
@@ -33,6 +33,8 @@ class Clock:
 
 class Service:
     """Takes rows and files, unless told to fail the next calls."""
+
+    run_id = "run"
 
     def __init__(self, failures: int = 0) -> None:
         self.failures, self.calls = failures, 0
@@ -79,6 +81,15 @@ def write(journal: SqliteJournal, first: int, end: int) -> list[MetricRow]:
     return rows
 
 
+def begun(journal: SqliteJournal, files: LocalFiles) -> Publishing:
+    """A sender whose run the service has."""
+    found = Publishing(journal, files)
+    while found.take() is None:
+        publishing.time.now += 1
+    found.succeeded("run")
+    return found
+
+
 def pump(sender: Publishing, service: Service) -> int:
     """Sends what is due now, as the executors do; returns how many batches that were."""
     sending = Sending(lambda: service)
@@ -86,17 +97,15 @@ def pump(sender: Publishing, service: Service) -> int:
     while (batch := sender.take()) is not None:
         number += 1
         try:
-            sending.send(batch)
+            sender.succeeded(sending.send(batch))
         except ConnectionError as error:
             sender.failed(error)
-        else:
-            sender.succeeded()
     return number
 
 
 def test_full_batches_follow_one_another_and_are_acknowledged_in_order(clock, journal, files) -> None:
     rows = write(journal, 0, 2 * FULL + 1)
-    sender, service = Publishing(journal, files), Service()
+    sender, service = begun(journal, files), Service()
     clock.now += 10
     left = []
     for size in (FULL, FULL, 1):
@@ -104,7 +113,7 @@ def test_full_batches_follow_one_another_and_are_acknowledged_in_order(clock, jo
         assert batch is not None
         assert len(batch.rows) == size
         service.publish(batch.rows)
-        sender.succeeded()
+        sender.succeeded("run")
         left.append(journal.num_pending)
     assert left == [FULL + 1, 1, 0]
     assert service.rows == rows
@@ -113,13 +122,13 @@ def test_full_batches_follow_one_another_and_are_acknowledged_in_order(clock, jo
 
 def test_one_batch_is_under_way_at_once(clock, journal, files) -> None:
     write(journal, 0, 2 * FULL)
-    sender = Publishing(journal, files)
+    sender = begun(journal, files)
     clock.now += 10
     assert sender.take() is not None
     assert sender.is_under_way
     assert sender.take() is None
     assert journal.num_pending == 2 * FULL, "nothing counts as sent before the service has it"
-    sender.succeeded()
+    sender.succeeded("run")
     assert not sender.is_under_way
     assert sender.take() is not None
 
@@ -129,7 +138,7 @@ def test_not_before_its_time(clock, journal, files) -> None:
     sender = Publishing(journal, files)
     assert pump(sender, service) == 0
     clock.now += 2.0
-    assert pump(sender, service) == 1
+    assert pump(sender, service) == 2, "the run, then its rows"
     rows += write(journal, 3, 4)
     clock.now += 1.9
     assert pump(sender, service) == 0
@@ -138,8 +147,42 @@ def test_not_before_its_time(clock, journal, files) -> None:
     assert service.rows == rows
 
 
+def test_the_run_is_begun_first_and_its_id_kept(clock, journal, files) -> None:
+    write(journal, 0, 1)
+    sender, service = Publishing(journal, files), Service(failures=1)
+    sender.hurry()
+    assert pump(sender, service) == 2
+    assert journal.get("run_id") == "run"
+    assert not sender.is_drained(), "the row was refused"
+    clock.now += 1.0
+    assert pump(sender, service) == 1
+    assert sender.is_drained()
+
+
+def test_a_run_that_the_service_has_lost_is_sent_again_from_its_first_row(clock, journal, files) -> None:
+    rows = write(journal, 0, 3)
+    sender = begun(journal, files)
+    sender.hurry()
+    pump(sender, Service())
+    assert journal.num_pending == 0
+    again, service = Publishing(journal, files), Service()
+    service.run_id = "another"
+    again.hurry()
+    pump(again, service)
+    assert service.rows == rows
+    assert journal.get("run_id") == "another"
+
+
+def test_what_can_never_be_taken_is_an_error_only_before_the_service_had_the_run(clock, journal, files) -> None:
+    refusal = SpecError([Problem("tracking.experiment", "'gone'", "an experiment that was not deleted")])
+    with pytest.raises(SpecError, match="gone"):
+        Publishing(journal, files).failed(refusal)
+    begun(journal, files).failed(refusal)
+    Publishing(journal, files).failed(refusal)
+
+
 def test_nothing_to_send_is_looked_for_at_the_same_pace(clock, journal, files) -> None:
-    sender, service = Publishing(journal, files), Service()
+    sender, service = begun(journal, files), Service()
     clock.now += 2.0
     assert pump(sender, service) == 0
     write(journal, 0, 1)
@@ -150,7 +193,7 @@ def test_nothing_to_send_is_looked_for_at_the_same_pace(clock, journal, files) -
 
 def test_failures_keep_rows_and_wait_longer_each_time(clock, journal, files, caplog) -> None:
     rows, service = write(journal, 0, 5), Service(failures=7)
-    sender = Publishing(journal, files)
+    sender = begun(journal, files)
     clock.now += 2.0
     waits = []
     for _ in range(7):
@@ -170,7 +213,7 @@ def test_failures_keep_rows_and_wait_longer_each_time(clock, journal, files, cap
 
 
 def test_a_success_forgets_the_failures(clock, journal, files) -> None:
-    service, sender = Service(failures=3), Publishing(journal, files)
+    service, sender = Service(failures=3), begun(journal, files)
     write(journal, 0, 1)
     for _ in range(4):
         clock.now += 30
@@ -188,11 +231,11 @@ def test_a_success_forgets_the_failures(clock, journal, files) -> None:
 
 def test_a_failure_between_batches_keeps_the_rest(clock, journal, files) -> None:
     rows = write(journal, 0, FULL + 5)
-    service, sender = Service(), Publishing(journal, files)
+    service, sender = Service(), begun(journal, files)
     clock.now += 2
     assert sender.take() is not None
     service.publish(rows[:FULL])
-    sender.succeeded()
+    sender.succeeded("run")
     service.failures = 1
     assert pump(sender, service) == 1
     assert journal.num_pending == 5
@@ -208,7 +251,7 @@ def test_files_go_after_rows_one_by_one_and_are_acknowledged_by_name(clock, jour
         files.write(artifact.name, artifact.name.encode())
     rows = (("key", 0, 1.0, 5),)
     journal.commit(Commit(rows=rows, artifacts=artifacts))
-    service, sender = Service(), Publishing(journal, files)
+    service, sender = Service(), begun(journal, files)
     sender.hurry()
     assert not sender.is_drained()
     assert pump(sender, service) == 3
@@ -220,7 +263,7 @@ def test_files_go_after_rows_one_by_one_and_are_acknowledged_by_name(clock, jour
 def test_a_file_that_was_not_taken_comes_again(clock, journal, files) -> None:
     files.write("a.bin", b"content")
     journal.commit(Commit(artifacts=(Artifact("a.bin", None),)))
-    service, sender = Service(failures=1), Publishing(journal, files)
+    service, sender = Service(failures=1), begun(journal, files)
     sender.hurry()
     assert pump(sender, service) == 1
     assert [artifact.name for artifact in journal.pending_artifacts()] == ["a.bin"]
@@ -232,7 +275,7 @@ def test_a_file_that_was_not_taken_comes_again(clock, journal, files) -> None:
 def test_a_file_that_cannot_be_read_stops_nothing(clock, journal, files, caplog) -> None:
     """A store that is out of reach for a while is no reason to end a run; rows go on."""
     journal.commit(Commit(artifacts=(Artifact("a.bin", None),)))
-    service, sender = Service(), Publishing(journal, files)
+    service, sender = Service(), begun(journal, files)
     sender.hurry()
     assert pump(sender, service) == 0
     assert "a.bin: reading failed" in caplog.text
@@ -249,7 +292,7 @@ def test_a_file_that_cannot_be_read_stops_nothing(clock, journal, files, caplog)
 
 
 def test_in_a_hurry_nothing_waits_for_its_turn(clock, journal, files) -> None:
-    service, sender = Service(), Publishing(journal, files)
+    service, sender = Service(), begun(journal, files)
     write(journal, 0, 1)
     sender.hurry()
     assert pump(sender, service) == 1
@@ -260,19 +303,19 @@ def test_in_a_hurry_nothing_waits_for_its_turn(clock, journal, files) -> None:
 
 
 def test_what_is_under_way_is_not_drained(clock, journal, files) -> None:
-    sender = Publishing(journal, files)
+    sender = begun(journal, files)
     write(journal, 0, 1)
     sender.hurry()
     sender.take()
     journal.ack(1)
     assert not sender.is_drained()
-    sender.succeeded()
+    sender.succeeded("run")
     assert sender.is_drained()
 
 
 def test_many_rows_that_wait_are_told_of_at_a_growing_distance(clock, journal, files, caplog, monkeypatch) -> None:
     monkeypatch.setattr(publishing, "_ALARM_ROWS", 10)
-    sender, service = Publishing(journal, files), Service(failures=99)
+    sender, service = begun(journal, files), Service(failures=99)
     told = []
     for number in range(45):
         write(journal, number, number + 1)
@@ -288,12 +331,12 @@ def test_who_was_taken_over_acknowledges_nothing(tmp_path, clock, files) -> None
     with SqliteJournal(tmp_path / "j.db") as old, SqliteJournal(tmp_path / "j.db") as new:
         old.claim()
         write(old, 0, 3)
-        sender = Publishing(old, files)
+        sender = begun(old, files)
         sender.hurry()
         assert sender.take() is not None
         new.claim()
         with pytest.raises(FencedError):
-            sender.succeeded()
+            sender.succeeded("run")
         assert new.num_pending == 3
 
 
