@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from atoll import rng
 from atoll.errors import Problem, SpecError
+from atoll.population.normal import ndtri
 
 __all__ = ["NEVER", "Always", "Availability", "Diurnal", "Intervals"]
 

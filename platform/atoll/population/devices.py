@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
 
 from atoll import rng
 from atoll.errors import Problem, SpecError
 from atoll.population.laws import Law
+from atoll.population.normal import ndtr, ndtri
 from atoll.population.sizes import Sizes
 
 __all__ = ["Devices", "Draw", "Outcome"]

@@ -15,9 +15,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from atoll.errors import Problem, SpecError
+from atoll.population.normal import ndtri
 
 __all__ = ["Constant", "Exponential", "HalfNormal", "Law", "LogNormal", "PapayaHistogram", "Table"]
 

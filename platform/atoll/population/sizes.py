@@ -8,10 +8,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from atoll import rng
 from atoll.errors import Problem, SpecError
+from atoll.population.normal import ndtri
 
 __all__ = ["ClientSizes", "DrawnSizes", "FunctionSizes", "Sizes"]
 

@@ -88,3 +88,12 @@ def test_a_run_of_a_compiled_model_loads_torch_nowhere(tmp_path: Path, mlflow_ur
     code = [sys.executable, "-c", INLINE, tests]
     done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "True False False"
+
+
+def test_what_every_actor_loads_is_light() -> None:
+    heavy = ("torch", "scipy", "pandas", "matplotlib", "mlflow", "pyarrow", "numba")
+    code = (
+        f"import sys, atoll.runtime.actors, atoll.experiment.building; print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
