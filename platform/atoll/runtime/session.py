@@ -30,6 +30,7 @@ __all__ = ["RaySession"]
 
 _DEFAULT_STORE_BYTES = 512 * 2**20
 _SCRATCH = "atoll-ray-"
+_HELPERS = ("start_monitor", "start_log_monitor", "start_api_server")
 #: how long pools and tracker may take to answer before a run begins without them
 _READY_S = 30.0
 #: Threads are pinned before torch is imported: the number of threads changes bits, and two on a busy machine stall.
@@ -80,7 +81,7 @@ class RaySession:
             return
         end_orphans(abandoned(_SCRATCH))
         self._scratch = Scratch(_SCRATCH)
-        with _environment({**_WORKER_ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}):
+        with _environment({**_WORKER_ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}), _without_helpers():
             # Inherited by every process of this Ray: with a runtime environment each would start a second late.
             ray.init(
                 address="local",
@@ -91,7 +92,6 @@ class RaySession:
                 _temp_dir=str(self._scratch.path),
                 **quiet,
             )
-        _end_helpers()
         self._owns_ray = True
 
     def _check_gpus(self) -> None:
@@ -168,14 +168,21 @@ class RaySession:
             self._scratch = None
 
 
-def _end_helpers() -> None:
-    """Ends an embedded Ray's autoscaler, log monitor and page: nobody asks them, and they take 170 MB and start slowly.
+@contextlib.contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Inside, an embedded Ray begins without autoscaler, log monitor and page: nobody asks them; two seconds, 170 MB.
 
-    Ray has no public way to start without them. Where this one is gone, they stay, and only cost.
+    Ray has no public way to start without them. Where this one is gone, they start, and only cost.
     """
-    for name in ("kill_monitor", "kill_log_monitor", "kill_dashboard"):
-        with contextlib.suppress(Exception):
-            getattr(ray._private.worker._global_node, name)(check_alive=False)
+    kind: Any = ray._private.node.Node
+    kept = {name: vars(kind)[name] for name in _HELPERS if name in vars(kind)}
+    for name in kept:
+        setattr(kind, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(kind, name, method)
 
 
 @contextlib.contextmanager
