@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from atoll import rng
+from atoll.learner.cheaper_calls import CheaperCalls, pool_first
 from atoll.learner.kernels import add_units, square_norm
 from atoll.learner.partials import LOSS_BOUND, LaneFacts, partials_of
 from atoll.learner.work import ClientWork, Gather, example_order
@@ -25,6 +26,10 @@ from atoll.models.custom import draws
 from atoll.plan import Grid
 
 __all__ = ["SingleLearner"]
+
+#: elements from which on a weight is left out of the flat gradient: where it no longer fits the second-level cache,
+#: writing, adding and reading it again costs more than a few calls
+_LARGE = 1 << 19
 
 
 class SingleLearner:
@@ -48,23 +53,37 @@ class SingleLearner:
         self._gather, self._work, self._grid, self._seed = gather, work, grid, seed
         self._task, self._device = model.shape.task, torch.device(device)
         self._module = model.module().to(self._device).train()
+        pool_first(self._module)
         self._draws = draws(self._module)
         size = model.shape.dense_size
         self._weights = torch.zeros(size, device=self._device)
         self._gradient, self._velocity = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
+        #: large weights, each with its place in the flat gradient; and stretches of all others with theirs
+        self._large: list[tuple[Tensor, Tensor]] = []
+        self._others: list[tuple[Tensor, Tensor]] = []
         self._flatten(model)
+        self._calls = CheaperCalls(weight for weight, _ in self._large)
+        #: whether the calls are worth looking at: small modules would pay for it
+        self._is_watched = bool(self._large) or any(len(one.shape) == 4 for one in model.shape.parameters)
         #: whether images may come with their channels last; None: not tried yet
         self._takes_channels_last: bool | None = None
 
     def _flatten(self, model: LaneModel) -> None:
-        """Makes every parameter, and its gradient, a view of the flat tensors."""
-        parameters, begin = dict(self._module.named_parameters()), 0
+        """Makes every parameter a view of the flat weights, and every gradient but those of large matrices."""
+        parameters, begin, since = dict(self._module.named_parameters()), 0, 0
         for shape in model.shape.parameters:
-            here = slice(begin, begin + shape.size)
+            end = begin + shape.size
             parameter = parameters[shape.name]
-            parameter.data = self._weights[here].view(shape.shape)
-            parameter.grad = self._gradient[here].view(shape.shape)
-            begin += shape.size
+            parameter.data = self._weights[begin:end].view(shape.shape)
+            gradient = self._gradient[begin:end].view(shape.shape)
+            if shape.size >= _LARGE:
+                self._large.append((parameter, gradient))
+                self._others.append((self._weights[since:begin], self._gradient[since:begin]))
+                since = end
+            else:
+                parameter.grad = gradient
+            begin = end
+        self._others.append((self._weights[since:], self._gradient[since:]))
 
     def train(self, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
         """Trains every lane of `block` from its start version; one PartialSum per server step, steps ascending."""
@@ -132,10 +151,16 @@ class SingleLearner:
         return float(torch.stack(losses).double().mean()), len(losses)
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean loss of a batch; leaves its gradient in the flat tensor."""
-        self._gradient.zero_()
+        """Mean loss of a batch; leaves its gradient in the flat tensor, and with the calls for large matrices."""
+        for _, gradient in self._others:
+            gradient.zero_()
         inputs = [self._laid_out(batch[name]) for name in ("x", "c") if name in batch]
-        logits = self._module(*inputs)
+        if self._is_watched:
+            with self._calls:
+                logits = self._module(*inputs)
+            self._calls.forget()
+        else:
+            logits = self._module(*inputs)
         if self._task == "binary":
             score = logits.view(-1)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(score, batch["y"].to(score.dtype))
@@ -163,6 +188,14 @@ class SingleLearner:
     def _descend(self, start: Tensor, rate: float) -> None:
         """One step of SGD with weight decay, the proximal pull and momentum, on the flat tensors."""
         work, gradient = self._work, self._gradient
+        if not (work.weight_decay or work.proximal_mu or work.momentum):
+            for weights, slopes in self._others:
+                weights.add_(slopes, alpha=-rate)
+            for weight, _ in self._large:
+                self._calls.add_gradient(weight, weight.data, alpha=-rate)
+            return
+        for weight, place in self._large:
+            self._calls.add_gradient(weight, place, beta=0.0)
         if work.weight_decay:
             gradient.add_(self._weights, alpha=work.weight_decay)
         if work.proximal_mu:
