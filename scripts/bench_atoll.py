@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """atoll itself on one workload of `scripts/bench workloads`, through its public interface: a spec and `atoll.run`.
 
-Journal, snapshots, MLflow and exact sums are on, as always. A short run first: it starts the workers, and tells how
-long a step takes. Then a run of about `--seconds`; its first fifth is left out. Prints one JSON line:
+Journal, snapshots, MLflow and exact sums are on, as always. With `--once` one run of so many steps and nothing else, as
+`atoll run` does it: for start and memory, which runs that share a session would blur. Else a short run first: it
+starts the workers, and tells how long a step takes. Then a run of about `--seconds`; its first fifth is left out.
+Prints one JSON line:
 
     clients_per_s   client updates per second between the steps' rows `wall_s`
     with_end_per_s  the same, with what the long run spent before and after its steps over and above the short one:
@@ -21,6 +23,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +188,19 @@ def main() -> None:
         ("--concurrency", {"type": int, "default": 0, "help": "FedBuff, with --cohort as K; 0: synchronous"}),
         ("--hidden", {"type": int, "nargs": "+", "help": "widths of W1's hidden layers"}),
         ("--as-module", {"action": "store_true", "help": "W1 as a torch module of one's own"}),
+        ("--once", {"type": int, "metavar": "STEPS", "help": "one run of its own; tells its start alone"}),
         ("--config", {"choices": CONFIGS, "default": None, "help": "one of atoll's own configs, not the workload"}),
         ("--set", {"nargs": "*", "default": [], "metavar": "KEY=VALUE", "help": "overrides of the spec"}),
     )
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as name:
         folder = Path(name)
         spec = (config_of if options.config else spec_of)(options, folder)
-        with session_for(as_spec(spec, options.set)) as session:
+        with nullcontext() if options.once else session_for(as_spec(spec, options.set)) as session:
             timed = Timed(spec, options.set, session, folder / "runs")
-            found = measure(timed, options.seconds)
+            if options.once:
+                found = {"steps": timed.run(options.once)[0].server_steps}
+            else:
+                found = measure(timed, options.seconds)
         found["start_s"] = (timed.first_step or math.nan) - options.began
     print(json.dumps(found))
 

@@ -21,7 +21,7 @@ from statistics import median
 from bench_report import Check, platform_facts, record
 from bench_sides import CACHE, ROOT, Side, end_with_sides, run_side
 
-GROUPS = ("population", "cohort", "concurrency", "workers", "parameters", "flower")
+GROUPS = ("population", "cohort", "cohort in-process", "concurrency", "workers", "parameters", "flower")
 #: hidden layers of a network with 64 inputs and 10 outputs, by its number of parameters
 HIDDEN = {10**3: (13,), 10**4: (133,), 10**5: (1333,), 10**6: (950, 950), 10**7: (3130, 3130)}
 POWERS = {0: "1", 1: "10"} | {
@@ -58,6 +58,9 @@ def rows() -> Iterator[Row]:
     for power in range(1, 6):
         yield _row("cohort", POWERS[power], "population 10⁶", "--population", 10**6, "--cohort", 10**power)
     for power in range(1, 6):
+        settings = ("--population", 10**6, "--cohort", 10**power, "--workers", 0)
+        yield _row("cohort in-process", POWERS[power], "population 10⁶", *settings)
+    for power in range(1, 6):
         goal = max(1, 10**power // 10)
         settings = ("--population", 10**6, "--concurrency", 10**power, "--cohort", goal)
         yield _row("concurrency", POWERS[power], f"FedBuff, K = {goal:,}", *settings)
@@ -88,7 +91,8 @@ def checks(medians: Mapping[str, Mapping[str, float]]) -> list[Check]:
         return None if value is None else 100 * value
 
     population = spread(rates("population", *(POWERS[power] for power in range(3, 9))), 6)
-    cohort = spread(rates("cohort", *(POWERS[power] for power in range(2, 6))), 4)
+    cohorts = [POWERS[power] for power in range(2, 6)]
+    here, on_ray = spread(rates("cohort in-process", *cohorts), 4), spread(rates("cohort", *cohorts[1:]), 3)
     million, flower = rates("population", POWERS[6]), rates("flower", POWERS[6])
     one, two = rates("workers", "1"), rates("workers", "2")
     memory = [
@@ -98,7 +102,8 @@ def checks(medians: Mapping[str, Mapping[str, float]]) -> list[Check]:
     ]
     return [
         Check("cost per client update, population 10³ to 10⁸: spread", per_cent(population), 10, " %", is_least=False),
-        Check("cost per client update, cohort 10² to 10⁵: spread", per_cent(cohort), 15, " %", is_least=False),
+        Check("the same, in-process, cohort 10² to 10⁵", per_cent(here), 15, " %", is_least=False),
+        Check("the same, on Ray, cohort 10³ to 10⁵", per_cent(on_ray), 15, " %", is_least=False),
         Check("population 10⁶: atoll / Flower", million[0] / flower[0] if million and flower else None, 100),
         Check("two workers / one", two[0] / one[0] if one and two else None, 1.85),
         Check("memory, population 10³ to 10⁸: spread", per_cent(spread(memory, 6)), None, " %"),
