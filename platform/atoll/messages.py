@@ -31,6 +31,8 @@ I32 = npt.NDArray[np.int32]
 
 #: A step that changes more than this part of a table's rows copies the table: cheaper than remembering rows.
 _LARGE_STEP = 1 / 8
+#: So many times as many rows as were changed: sorting these costs less than a pass over a mark for each row.
+_FEW_ROWS = 64
 
 
 class VersionedTable:
@@ -119,13 +121,14 @@ class VersionedTable:
     def differing(self, other: VersionedTable) -> I64 | None:
         """Rows (ascending) outside of which both are equal; None: not of one line, or so many that it does not pay."""
         for start, end in ((self, other), (other, self)):
-            parts, count, node = [np.empty(0, dtype=np.int64)], 0, start
+            parts: list[I64] = []
+            count, node = 0, start
             while node is not end and node._undo is not None and count <= self.shape[0] // 2:
                 rows, _, node = node._undo
                 parts.append(rows)
                 count += rows.size
             if node is end:
-                return np.unique(np.concatenate(parts))
+                return _union(parts, self.shape[0])
         return None
 
     def _path(self) -> tuple[F32, list[tuple[I64, F32]]]:
@@ -135,6 +138,18 @@ class VersionedTable:
             rows, values, node = node._undo
             undone.append((rows, values))
         return cast("F32", node._array), undone
+
+
+def _union(parts: list[I64], num_rows: int) -> I64:
+    """The rows of all parts, ascending; each part ascends and is unique. Not sorted where there are many."""
+    if len(parts) == 1:
+        return parts[0]
+    if sum(part.size for part in parts) * _FEW_ROWS < num_rows:
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+    is_changed = np.zeros(num_rows, dtype=np.bool_)
+    for part in parts:
+        is_changed[part] = True
+    return np.flatnonzero(is_changed)
 
 
 Table = F32 | VersionedTable

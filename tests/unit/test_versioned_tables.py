@@ -133,3 +133,15 @@ def test_snapshots_give_every_version_back(tmp_path_factory, steps, data):
     for version, got in found.models.items():
         assert got.dense[0] == version
         np.testing.assert_array_equal(np.asarray(got.tables[0]), plains[version])
+
+
+@pytest.mark.parametrize("changed", [1, 400])
+def test_rows_that_differ_are_found_where_few_and_where_many_changed(changed):
+    table = VersionedTable(np.zeros((10_000, 1), dtype=np.float32))
+    last = table
+    for begin in (500, 100, 500 + changed - 1):
+        last = last.stepped(np.arange(begin, begin + changed), np.ones((changed, 1), dtype=np.float32))
+    want = sorted(
+        {*range(500, 500 + changed), *range(100, 100 + changed), *range(500 + changed - 1, 499 + 2 * changed)}
+    )
+    assert last.differing(table).tolist() == table.differing(last).tolist() == want

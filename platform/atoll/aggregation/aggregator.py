@@ -22,6 +22,8 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 #: Bytes of a table up to which every version has a copy: that is cheaper than to look up what changed.
 _MOST_COPIED = 1 << 20
+#: Elements handled at a time where the intermediate results of a whole array would not fit into the cache.
+_CACHED = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +215,7 @@ class Aggregator:
         # FedAsync steps at every arrival: a step whose task diverged has nothing to mix with, and stays where it is.
         drift = None if total.num_diverged == total.num_lanes else self._mixing_drift(plan, divisor)
         extra: Sequence[F32 | None] = drift or [None] * (1 + len(self.model.tables))
-        mean = (total.dense * scale).astype(np.float32)
-        dense, norm_sq = self._apply(0, self.model.dense, mean, extra[0], plan.step)
+        dense, norm_sq = self._apply(0, self.model.dense, _mean(total.dense, scale), extra[0], plan.step)
         tables = []
         for index, (table, row_sum) in enumerate(zip(self.model.tables, total.tables, strict=True), start=1):
             new, square = self._apply_rows(index, table, row_sum, scale, extra[index], plan.step)
@@ -231,7 +232,7 @@ class Aggregator:
         if extra is not None:
             mean += extra
         new, self._states[index] = self._rule.optimizer.step(old, mean, self._states[index], step)
-        return new, float(np.square(new - old, dtype=np.float64).sum())
+        return new, _distance_sq(new, old)
 
     def _apply_rows(
         self, index: int, old: Table, row_sum: RowSum, scale: float, extra: F32 | None, step: int
@@ -242,10 +243,9 @@ class Aggregator:
             mean = np.zeros_like(table)
             mean[row_sum.rows] = row_sum.values * scale
             return self._apply(index, table, mean, extra, step)
-        mean_rows = (row_sum.values * scale).astype(np.float32)
         before = old[row_sum.rows]
-        rows, _ = self._rule.optimizer.step(before, mean_rows, (), step)
-        square = float(np.square(rows - before, dtype=np.float64).sum())
+        rows, _ = self._rule.optimizer.step(before, _mean(row_sum.values, scale), (), step)
+        square = _distance_sq(rows, before)
         if isinstance(old, VersionedTable):
             return old.stepped(row_sum.rows, rows), square
         new = old.copy()
@@ -266,6 +266,20 @@ class Aggregator:
             for total, (now, then) in zip(totals, pairs, strict=True):
                 total += weight * (now.astype(np.float64) - then)
         return [(total / divisor).astype(np.float32) for total in totals]
+
+
+def _mean(total: I64, scale: float) -> F32:
+    """Total · scale in float64, as float32; without a float64 array of that size."""
+    mean = np.empty(total.shape, dtype=np.float32)
+    np.multiply(total, scale, out=mean, dtype=np.float64, casting="unsafe")
+    return mean
+
+
+def _distance_sq(one: F32, other: F32) -> float:
+    """Squared L2 norm of one − other (C-contiguous, of one shape), in float64; a part at a time stays in the cache."""
+    one, other = one.reshape(-1), other.reshape(-1)
+    parts = (slice(begin, begin + _CACHED) for begin in range(0, one.size, _CACHED))
+    return float(sum(np.square(one[part] - other[part], dtype=np.float64).sum() for part in parts))
 
 
 def _sharing(model: ModelVersion, rule: Rule) -> ModelVersion:

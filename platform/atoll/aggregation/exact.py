@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ __all__ = ["add_exact", "add_partials", "merge_results", "merge_rows"]
 
 I64 = npt.NDArray[np.int64]
 _INT64_MAX = 2**63 - 1
+_ROWS_AT_ONCE = 1024
 
 
 def add_exact(total: I64, part: I64) -> I64:
@@ -87,14 +89,30 @@ def merge_rows(parts: Sequence[RowSum]) -> RowSum:
     Raises:
         AggregationError: a coordinate would leave int64.
     """
-    if len(parts) == 1:
-        return parts[0]
-    rows, where = np.unique(np.concatenate([part.rows for part in parts]), return_inverse=True)
-    values = np.zeros((rows.size, parts[0].values.shape[1]), dtype=np.int64)
-    begin = 0
-    for part in parts:
-        # Rows of one part are unique, so fancy assignment adds each exactly once.
-        index = where[begin : begin + part.rows.size]
-        values[index] = add_exact(values[index], part.values)
-        begin += part.rows.size
+    return functools.reduce(_merged, parts)
+
+
+def _merged(one: RowSum, other: RowSum) -> RowSum:
+    """Sum of two: both ascend, so the smaller one is looked up in the other, and nothing is sorted."""
+    if one.rows.size < other.rows.size:
+        one, other = other, one
+    if not other.rows.size:
+        return one
+    place = np.searchsorted(one.rows, other.rows)
+    is_shared = one.rows[np.minimum(place, one.rows.size - 1)] == other.rows
+    shared, fresh = np.flatnonzero(is_shared), np.flatnonzero(~is_shared)
+    # where the rows of each stand in the sum
+    of_fresh = place[fresh] + np.arange(fresh.size)
+    is_known = np.ones(one.rows.size + fresh.size, dtype=np.bool_)
+    is_known[of_fresh] = False
+    of_one = np.flatnonzero(is_known)
+    rows = np.empty(is_known.size, dtype=np.int64)
+    rows[of_one], rows[of_fresh] = one.rows, other.rows[fresh]
+    values = np.empty((is_known.size, one.values.shape[1]), dtype=np.int64)
+    values[of_one], values[of_fresh] = one.values, other.values[fresh]
+    of_shared = of_one[place[shared]]
+    # by parts: what is gathered on the way stays in the cache
+    for begin in range(0, shared.size, _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        values[of_shared[part]] = add_exact(values[of_shared[part]], other.values[shared[part]])
     return RowSum(rows, values)

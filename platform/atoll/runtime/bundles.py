@@ -30,6 +30,8 @@ class Bundles:
         self._models: dict[int, ModelVersion] = {}
         #: version → reference to a bundle of it alone
         self._references: dict[int, Any] = {}
+        #: the last change that was made: (base, version) and its bundle; pools that go along get the same one
+        self._last_change: tuple[tuple[int, int], Any] | None = None
         self._held: list[set[int]] = [set() for _ in range(num_pools)]
         self._forget: list[list[int]] = [[] for _ in range(num_pools)]
         #: per pool the newest version sent, which changes refer to; the pool keeps it as long
@@ -73,9 +75,13 @@ class Bundles:
         self._held[pool], self._forget[pool], self._bases[pool] = set(), [], None
 
     def _bundle(self, model: ModelVersion, base: ModelVersion | None) -> Any:
+        if base is not None and self._last_change is not None and self._last_change[0] == (base.version, model.version):
+            return self._last_change[1]
         change = change_of(base, model)
         if change is not None:
-            return [change] if change.nbytes <= _MOST_IN_CALL else ray.put([change])
+            bundle = [change] if change.nbytes <= _MOST_IN_CALL else ray.put([change])
+            self._last_change = (change.base, change.version), bundle
+            return bundle
         if model.version not in self._references:
             self._references[model.version] = ray.put([model])
         return self._references[model.version]
