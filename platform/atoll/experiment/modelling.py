@@ -112,7 +112,8 @@ def kernel_of(spec: sp.Spec) -> Kernel:
         return "lanes" if (fits_lanes(settings) if is_cpu else not draws(custom_module(settings))) else "single"
     if is_cpu and isinstance(settings, mo.Cnn | mo.CharLstm):
         return "single"
-    return "compiled" if is_cpu and has_program(settings) else "lanes"
+    is_exact = spec.client.precision == "float32"
+    return "compiled" if is_cpu and is_exact and has_program(settings) else "lanes"
 
 
 def kernel_problems(spec: sp.Spec) -> list[Problem]:
@@ -170,4 +171,5 @@ def client_work_of(spec: sp.Spec) -> ClientWork:
         proximal_mu=client.proximal_mu,
         short_batch_scaling=client.short_batch_scaling,
         schedule=rate_of(client.schedule),
+        precision=client.precision,
     )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from atoll.learner.precision import HalfLanes
 from atoll.learner.rows import TouchedRows, touched_rows
 from atoll.learner.sums import partial_sums
 from atoll.learner.work import ClientWork, Gather, example_order
@@ -43,8 +44,9 @@ class Learner:
     def __init__(
         self, *, model: LaneModel, gather: Gather, work: ClientWork, grid: Grid, seed: int, device: str = "cpu"
     ) -> None:
-        self._model, self._gather, self._work, self._grid = model, gather, work, grid
+        self._gather, self._work, self._grid = gather, work, grid
         self._seed, self._device = seed, torch.device(device)
+        self._model = model if work.precision == "float32" else HalfLanes(model, self._device)
         if self._device.type == "cuda":
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False

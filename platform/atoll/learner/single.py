@@ -9,6 +9,7 @@ Shape legend: L lanes, P dense parameters, S server steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from atoll import rng
 from atoll.learner.cheaper_calls import CheaperCalls, pool_first
 from atoll.learner.kernels import add_units, square_norm
 from atoll.learner.partials import LOSS_BOUND, LaneFacts, partials_of
+from atoll.learner.precision import half
 from atoll.learner.work import ClientWork, Gather, example_order
 from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.models import LaneModel
@@ -155,12 +157,12 @@ class SingleLearner:
         for _, gradient in self._others:
             gradient.zero_()
         inputs = [self._laid_out(batch[name]) for name in ("x", "c") if name in batch]
-        if self._is_watched:
-            with self._calls:
-                logits = self._module(*inputs)
-            self._calls.forget()
+        if self._work.precision == "float32":
+            logits = self._logits(inputs)
         else:
-            logits = self._module(*inputs)
+            with half(self._device):
+                logits = self._logits(inputs).float()
+        self._calls.forget()
         if self._task == "binary":
             score = logits.view(-1)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(score, batch["y"].to(score.dtype))
@@ -168,6 +170,11 @@ class SingleLearner:
             loss = torch.nn.functional.cross_entropy(logits, batch["y"])
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        with self._calls if self._is_watched else nullcontext():
+            logits: Tensor = self._module(*inputs)
+        return logits
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """Images with their channels last, which convolutions on CPUs prefer, where the module takes them so."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ class ClientWork:
         proximal_mu: FedProx (Li et al. 2020, equation 2): gradient of μ/2 · ‖w − w_start‖².
         short_batch_scaling: a batch of n < batch_size examples uses lr · n / batch_size (FedBuff's normalisation).
         schedule: factor on lr by the task's start version.
+        precision: of forward and backward; compiled kernels know float32 only.
     """
 
     lr: float
@@ -46,6 +47,7 @@ class ClientWork:
     proximal_mu: float = 0.0
     short_batch_scaling: bool = False
     schedule: Rate = field(default_factory=ConstantRate)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Trainer(Protocol):

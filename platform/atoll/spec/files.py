@@ -31,6 +31,7 @@ _RUNTIME_IDENTITY = ("lanes", "device_class", "kernel")
 #: fields that came later, with the value that means what specs meant without them: at it, the identity stays as it was
 _ADDED: Mapping[str, Any] = {
     "data.attributes": [],
+    "client.precision": "float32",
     "clusters.only": None,
     "evaluation.server_share": 0.0,
     "runtime.kernel": "lanes",

@@ -8,9 +8,9 @@ from typing import Any
 from atoll.errors import Problem
 from atoll.spec.data import MovielensData
 from atoll.spec.execution import RuntimeSection
-from atoll.spec.training import DlrmModel, Model, WideDeepModel
+from atoll.spec.training import Client, DlrmModel, Model, WideDeepModel
 
-__all__ = ["kernel_findings", "model_findings"]
+__all__ = ["kernel_findings", "model_findings", "precision_findings"]
 
 #: (paths that the rule reads, the problem)
 Finding = tuple[tuple[str, ...], Problem]
@@ -56,6 +56,17 @@ def kernel_findings(runtime: RuntimeSection, model: Model) -> Iterator[Finding]:
     if kernel == "single" and kind not in _SINGLE:
         rule = f"a kernel that there is: single for {', '.join(_SINGLE)}"
         yield paths, Problem("runtime.kernel", f"single for {kind}", rule, hint="Leave it at auto")
+
+
+def precision_findings(runtime: RuntimeSection, client: Client) -> Iterator[Finding]:
+    """Whether the kernel can compute so."""
+    if runtime.kernel == "compiled" and client.precision != "float32":
+        rule = f"auto, lanes or single with client.precision {client.precision}"
+        why, hint = "Compiled kernels compute in float32", "Leave it at auto, or client.precision at float32"
+        yield (
+            ("runtime.kernel", "client.precision"),
+            Problem("runtime.kernel", f"compiled with client.precision {client.precision}", rule, why, hint),
+        )
 
 
 def _misfit(model: str, data: str, rule: str) -> Finding:

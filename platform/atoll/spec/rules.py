@@ -12,7 +12,7 @@ from atoll.errors import Problem
 from atoll.spec.data import CustomData, ParquetData, SyntheticData
 from atoll.spec.ensemble_rules import ensemble_findings
 from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
-from atoll.spec.model_rules import kernel_findings, model_findings
+from atoll.spec.model_rules import kernel_findings, model_findings, precision_findings
 from atoll.spec.population import AttributeClusters, Clusters, Population, RandomClusters
 from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
 
@@ -59,6 +59,8 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
         findings += _runtime(runtime)
     if runtime and model:
         findings += kernel_findings(runtime, model)
+    if runtime and (client := get("client")):
+        findings += precision_findings(runtime, client)
     if comparison := get("comparison"):
         findings += _comparison(comparison, get("name") or "")
     return [problem for paths, problem in findings if not any(_is_in(path, distrusted) for path in paths)]

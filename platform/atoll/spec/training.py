@@ -178,6 +178,11 @@ class Client(Section):
         default=False, description="Whether a batch of n < batch_size examples uses lr · n / batch_size."
     )
     schedule: Rate = Field(default=_CONSTANT, description="Factor on lr by the task's start version.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of forward and backward passes; weights, their updates and sums stay float32 or finer. bfloat16 "
+        "is faster on GPUs and on processors with AMX only, and never compiled.",
+    )
 
 
 class AsyncSchedule(Section):

@@ -92,14 +92,16 @@ def test_data(data, model, expected) -> None:
 
 
 def test_fields_that_came_later_leave_the_digest_as_it_was() -> None:
-    def digest(kernel: str = "lanes", **data) -> str:
-        runtime = {"kind": "inline", "lanes": 4, "kernel": kernel}
-        return sp.digest(parsed(data=PARQUET | data, population=FROM_DATA, evaluation=LOSS, runtime=runtime))
+    def digest(kernel: str = "lanes", precision: str = "float32", **data) -> str:
+        client = {"lr": 0.1, "batch_size": 4, "precision": precision}
+        sections = {"runtime": {"kind": "inline", "lanes": 4, "kernel": kernel}, "client": client}
+        return sp.digest(parsed(data=PARQUET | data, population=FROM_DATA, evaluation=LOSS, **sections))
 
     # of the same spec before `attributes` and `kernel` were there: all blocks were trained by lanes
     assert digest() == "8f944496cd4ef27b0f630f03f231250459a45ebf8c030cc991473bded036c321"
     assert digest(attributes=["d"]) != digest()
     assert digest(kernel="auto") != digest()
+    assert digest(precision="bfloat16") != digest()
 
 
 def test_synthetic_data_has_as_many_clients_as_the_population() -> None:
@@ -307,7 +309,7 @@ def test_shape_and_lanes() -> None:
 def test_client_work() -> None:
     client = {
         "lr": 0.5, "epochs": 2, "batch_size": 8, "momentum": 0.9, "weight_decay": 0.01, "proximal_mu": 0.1,
-        "short_batch_scaling": True,
+        "short_batch_scaling": True, "precision": "bfloat16",
     }  # fmt: skip
     work = client_work_of(parsed(client=client))
     assert {name: getattr(work, name) for name in client} == client
@@ -362,6 +364,8 @@ def test_the_kernel_that_auto_takes(model, cpu, cuda, monkeypatch) -> None:
     assert kernel_of(parsed(**arguments, runtime={"kind": "inline"})) == cpu
     on_gpu = {"kind": "ray", "device_class": "cuda", "gpus_per_worker": 1}
     assert kernel_of(parsed(**arguments, runtime=on_gpu)) == cuda
+    half = parsed(**arguments, runtime={"kind": "inline"}, client={"lr": 0.1, "precision": "bfloat16"})
+    assert kernel_of(half) == ("lanes" if cpu == "compiled" else cpu)
 
 
 def test_lanes_cannot_draw_for_each_client_alone(monkeypatch) -> None:

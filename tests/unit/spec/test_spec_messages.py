@@ -281,6 +281,12 @@ def messages(*overrides, base=BASE):
             "wide_deep, dlrm without history, on cpu. Leave it at auto.",
         ),
         (
+            ["runtime.kernel=compiled", "client.precision=bfloat16"],
+            "runtime.kernel: got compiled with client.precision bfloat16; need auto, lanes or single with "
+            "client.precision bfloat16. Compiled kernels compute in float32. Leave it at auto, or client.precision at "
+            "float32.",
+        ),
+        (
             ["runtime.kernel=single"],
             "runtime.kernel: got single for mlp; need a kernel that there is: single for cnn, char_lstm, custom. "
             "Leave it at auto.",
