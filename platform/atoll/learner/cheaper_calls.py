@@ -22,6 +22,7 @@ __all__ = ["CheaperCalls", "pool_first"]
 
 #: (slopes [B, O], inputs [B, I]) of each call of one layer
 Factors = list[tuple[Tensor, Tensor]]
+_FEW_ROWS = 32
 _POOLS = (torch.max_pool2d, functional.max_pool2d, functional.max_pool2d_with_indices)
 _POOL_MODULES = (torch.nn.MaxPool1d, torch.nn.MaxPool2d, torch.nn.MaxPool3d)
 
@@ -80,19 +81,25 @@ class CheaperCalls(TorchFunctionMode):
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b, whose backward keeps factors where torch would build the weight's gradient; autocast as torch's."""
+    """x Wᵀ + b, whose backward keeps factors where torch would build the weight's gradient.
+
+    Under autocast as torch's, but with few rows in the weight's own precision: rounding a weight that every step
+    changes moves more memory than the products do.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Factors) -> Tensor:
         device = x.device.type
         if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+            is_few = x.shape[:-1].numel() <= _FEW_ROWS
+            dtype = weight.dtype if is_few else torch.get_autocast_dtype(device)
             x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
         ctx.kept = kept
         rows = x.reshape(-1, x.shape[-1])
         # this way round: with few rows the other is half as fast on CPUs
-        product = (weight @ rows.T).T
+        with torch.autocast(device, enabled=False):
+            product = (weight @ rows.T).T
         found = product if bias is None else product + bias.to(product.dtype)
         return found.contiguous().view(*x.shape[:-1], weight.shape[0])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from atoll.learner import ClientWork, single
+from atoll.learner import ClientWork, cheaper_calls, single
 from atoll.messages import ModelVersion
 from atoll.models import Custom, ModelInputs
 from lane_kit import LEARNERS, Kind, block_of, by_name, gather_of, lane_deltas, learner_of
@@ -51,9 +51,11 @@ def test_a_lane_has_the_same_bits_alone_and_in_a_block(large: int, monkeypatch) 
         np.testing.assert_array_equal(alone.dense, together[lane].dense)
 
 
-def test_large_weights_learn_in_bfloat16_what_others_do(monkeypatch) -> None:
+@pytest.mark.parametrize("few", [0, 32])
+def test_large_weights_learn_in_bfloat16_what_others_do(few: int, monkeypatch) -> None:
     monkeypatch.syspath_prepend(__file__.rsplit("/", 1)[0])
     kind = Kind("d", Custom("test_precision:dropping"), ModelInputs("multiclass", 3, (3, 8, 8)), kernel="single")
+    monkeypatch.setattr(cheaper_calls, "_FEW_ROWS", few)
     found = []
     for large in (1, 1 << 40):
         monkeypatch.setattr(single, "_LARGE", large)
