@@ -37,6 +37,29 @@ def test_the_tree_gives_the_lowest_slot_of_the_earliest_event(count):
         assert (slots.tree[1], kernels._first(slots.tree)) == (times.min(), times.argmin())
 
 
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("distinct", [True, False])
+def test_reading_ahead_changes_no_slot(alike, distinct):
+    """Also where so many events coincide that they cannot all be read ahead for, and where tasks are not drawn yet."""
+    count = 5000
+    slots = kernels.new_slots(count, 1, -1, distinct=distinct)
+    for slot in range(count):
+        kernels._set(slots.tree, slot, 7 if alike else int(rng.integers(6, 10**6, np.array(slot))))
+    first, drawn = np.full(count, -2, dtype=np.int64), np.full((count, 2, 1, 3), -1, dtype=np.int64)
+    before = [array.copy() for array in (slots.table, slots.tree, slots.busy, slots.now[:-2], first, drawn)]
+    kernels._touch(*slots, first, drawn)
+    for old, new in zip(before, (slots.table, slots.tree, slots.busy, slots.now[:-2], first, drawn), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert slots.tree[1] <= slots.now[-2]  # or the very next event would ask again
+
+
+def test_with_many_slots_the_loop_gives_the_rows_of_the_window_engine():
+    population = Population(1, 10**6, Devices(HalfNormal(600), dropout=0.1), DrawnSizes())
+    assert kernels._MANY < 5000
+    loop, window = (Timeline(population, AsyncSchedule(5000, 50), 2, engine=engine) for engine in ("heap", "window"))
+    assert (loop.advance(300).rows == window.advance(300).rows).all()
+
+
 @pytest.mark.parametrize("limit", [None, 2])
 @pytest.mark.parametrize("size", [60, 10**6])
 def test_where_clients_come_and_go_no_client_is_in_flight_twice(size, limit):
