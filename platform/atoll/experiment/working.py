@@ -224,7 +224,10 @@ def _ended(one: Work, outcome: Outcome) -> Ended:
 
 def _not_finished(one: Work, error: BaseException) -> None:
     with observing():
-        one.tracker.start(one.info)
+        run_id = one.tracker.start(one.info)
+        with closing(one.journal()) as journal:
+            if not journal.get("run_id"):  # it ended before its first batch
+                journal.commit(Commit(meta={"run_id": run_id}))
         one.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 
