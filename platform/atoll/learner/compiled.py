@@ -57,8 +57,9 @@ class CompiledLearner:
     ) -> None:
         self._program: Program = program_of(settings, inputs)
         self._gather, self._work, self._grid = gather, work, grid
-        #: version → (its weights, the same in the kernels' order)
-        self._starts: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+        #: start versions in the kernels' order, one a row; version → (its weights, its row)
+        self._starts = np.empty((0, self._program.model.dense_size), dtype=np.float32)
+        self._places: dict[int, tuple[npt.NDArray[np.float32], int]] = {}
         self._local = Local(
             np.uint64(rng.key(seed, "shuffle")), work.epochs, work.batch_size, work.short_batch_scaling,
             float(work.momentum), float(work.weight_decay), float(work.proximal_mu), float(grid.delta_bound),
@@ -86,8 +87,7 @@ class CompiledLearner:
         examples = self._gather(block.client_id, positions)
         x = _own(examples["x"], np.float32).reshape(lanes, width, -1)
         unique, which = np.unique(block.start_version, return_inverse=True)
-        start = np.stack([self._start(versions[int(version)]) for version in unique])
-        self._starts = {version: self._starts[version] for version in unique.tolist()}
+        start, places = self._start([versions[version] for version in unique.tolist()])
         rates = np.array([work.lr * work.schedule.factor(int(version)) for version in unique], dtype=np.float32)
         rows = self._rows(block, examples, versions)
         trained = rows.start.copy()
@@ -97,7 +97,7 @@ class CompiledLearner:
             np.empty(lanes, dtype=np.int64), np.empty(lanes, dtype=np.bool_),
         )  # fmt: skip
         of_lanes = Lanes(
-            block.task_id, block.num_examples, which, slots, rows.lane_offsets, rates[which],
+            block.task_id, block.num_examples, places[which], slots, rows.lane_offsets, rates[which],
             block.weight * self._grid.scale,
         )  # fmt: skip
         train_lanes(
@@ -109,13 +109,24 @@ class CompiledLearner:
         partials = partials_of(block, steps, program.back(found.sums), tables, facts)
         return BlockResult(tuple(one.block_id for one in blocks), partials)
 
-    def _start(self, model: ModelVersion) -> npt.NDArray[np.float32]:
-        """Its weights in the kernels' order; those of the last call are kept."""
-        source, turned = self._starts.get(model.version, (None, None))
-        if turned is None or source is not model.dense:
-            turned = self._program.into(model.dense)
-            self._starts[model.version] = (model.dense, turned)
-        return turned
+    def _start(self, models: Sequence[ModelVersion]) -> tuple[npt.NDArray[np.float32], I64]:
+        """(weights in the kernels' order [≥ len(models), P], row of each model).
+
+        What the last call had is not copied again: under FedBuff some 20 versions are in use at a time, one is new.
+        """
+        held = self._places
+        kept = {m.version: held[m.version] for m in models if held.get(m.version, (None, 0))[0] is m.dense}
+        if len(self._starts) < len(models):
+            more = np.empty((len(models) - len(self._starts), self._starts.shape[1]), dtype=np.float32)
+            self._starts = np.concatenate((self._starts, more))
+        free = sorted(set(range(len(self._starts))) - {row for _, row in kept.values()})
+        for model in models:
+            if model.version not in kept:
+                row = free.pop()
+                self._starts[row] = self._program.into(model.dense)
+                kept[model.version] = (model.dense, row)
+        self._places = kept
+        return self._starts, np.array([kept[model.version][1] for model in models], dtype=np.int64)
 
     def _rows(
         self, block: Block, examples: Mapping[str, npt.NDArray[np.int64]], versions: Mapping[int, ModelVersion]

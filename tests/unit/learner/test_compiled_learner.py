@@ -73,6 +73,18 @@ def test_any_cut_of_the_same_lanes_gives_the_same_sums(data: st.DataObject) -> N
     assert_same([learner.train(whole, versions)], learner.train_all(parts, versions))
 
 
+def test_versions_that_come_and_go_give_the_sums_of_a_new_learner() -> None:
+    """Rows of start versions are used again: after other versions, and where a version's weights are other ones."""
+    kind = by_name["wide_deep-compiled"]
+    models = {version: kind.version(version) for version in range(6)}
+    other = dataclasses.replace(models[2], dense=-models[2].dense)
+    learner = learner_of(kind, WORK)
+    for used in ([0, 1, 2], [2, 3], [1, 4, 5, 2], [2], [0, 3, 5]):
+        block = block_of([9, 8, 8, 5][: len(used)], start_version=used)
+        for versions in (models, models | {2: other}):
+            assert_same([learner.train(block, versions)], [learner_of(kind, WORK).train(block, versions)])
+
+
 def _part(block: Block, at: slice, block_id: int) -> Block:
     arrays = {name: getattr(block, name)[at] for name in Block.__slots__ if name != "block_id"}
     return Block(block_id, **arrays)
