@@ -405,7 +405,7 @@ def acknowledge_first() -> None:
         (RowsOutside, None, "after COMMIT", 3, FINE, "rows"),
         (StepsOutside, None, "before the step rows", 3, FINE, "rows"),
         # while the last snapshot is older than the last commit: else no step is computed again
-        (LastRowStands, None, "after COMMIT", 2, COARSE, "a row twice in the service"),
+        (LastRowStands, None, "after COMMIT", 6, COARSE, "a row twice in the service"),
         (QuickJournal, acknowledge_first, "before a batch is sent", 3, FINE, "rows of the service"),
     ],
     ids=["rows outside", "steps outside", "last row stands", "acknowledged first"],

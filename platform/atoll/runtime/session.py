@@ -176,7 +176,7 @@ def _without_helpers() -> Iterator[None]:
 
     Ray has no public way to start without them. Where this one is gone, they start, and only cost.
     """
-    kind: Any = ray._private.node.Node
+    kind = getattr(sys.modules.get("ray._private.node"), "Node", object)
     kept = {name: vars(kind)[name] for name in _HELPERS if name in vars(kind)}
     for name in kept:
         setattr(kind, name, lambda *_, **__: None)
