@@ -330,7 +330,8 @@ class RunShell:
         attempt, aggregator = self._attempt, self._aggregator
         if attempt is None or aggregator is None:
             raise AssertionError("instructions without an attempt")
-        todo = deque(instructions)
+        # Pools wait for their work, nobody waits for the rest.
+        todo = deque(sorted(instructions, key=lambda one: not isinstance(one, Train | Evaluate)))
         while todo:
             instruction = todo.popleft()
             match instruction:
