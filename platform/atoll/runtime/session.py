@@ -35,8 +35,13 @@ _HELPERS = ("start_monitor", "start_log_monitor", "start_api_server")
 _READY_S = 30.0
 #: Threads are pinned before torch is imported: the number of threads changes bits, and two on a busy machine stall.
 _WORKER_ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-#: of a Ray that nobody else looks at: figures for its page cost a hundredth of a core
-_EMBEDDED_ENV = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "false"}
+_EMBEDDED_ENV = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # figures for a page that nobody opens cost a hundredth of a core
+    "RAY_enable_metrics_collection": "false",
+    # sums of this size come with the answer: by way of the object store they take twice as long
+    "RAY_max_direct_call_object_size": str(4 * 2**20),
+}
 
 
 @dataclass
