@@ -110,8 +110,9 @@ def test_one_cluster_and_no_over_arch_is_plain_federated_learning(uri: str, tmp_
     (run,) = found.runs.values()
     assert (run.model_digest, run.plan_digest) == (plain.model_digest, plain.plan_digest)
     metrics = found.judgement.metrics_of("ensemble-s3")
-    assert metrics["ens/auc"] == plain.metrics["eval/auc"]
-    assert metrics["ens/loss"] == pytest.approx(plain.metrics["eval/loss"], rel=1e-12)
+    # the run's logits come from NumPy, as its clients train compiled, the judgement's from torch
+    assert metrics["ens/auc"] == pytest.approx(plain.metrics["eval/auc"], rel=1e-6)
+    assert metrics["ens/loss"] == pytest.approx(plain.metrics["eval/loss"], rel=1e-6)
 
 
 def test_a_leaf_that_fails_is_named_and_goes_on_alone(uri: str, tmp_path: Path, monkeypatch) -> None:

@@ -63,7 +63,7 @@ def test_no_share_changes_nothing() -> None:
 def test_the_evaluator_measures_on_test_rows() -> None:
     spec, data = opened(evaluation=evaluation())
     evaluator = build_evaluator(spec, data.identity)
-    assert len(evaluator._arrays["y"]) == splitting.test_rows(spec, data).num_rows < data.held_out()["unseen"].num_rows
+    assert len(evaluator._labels) == splitting.test_rows(spec, data).num_rows < data.held_out()["unseen"].num_rows
 
 
 @pytest.mark.parametrize(
