@@ -92,7 +92,7 @@ def checks(medians: Mapping[str, Mapping[str, float]]) -> list[Check]:
 
     population = spread(rates("population", *(POWERS[power] for power in range(3, 9))), 6)
     cohorts = [POWERS[power] for power in range(2, 6)]
-    here, on_ray = spread(rates("cohort in-process", *cohorts), 4), spread(rates("cohort", *cohorts[1:]), 3)
+    here, on_ray = spread(rates("cohort in-process", *cohorts), 4), spread(rates("cohort", *cohorts), 4)
     million, flower = rates("population", POWERS[6]), rates("flower", POWERS[6])
     one, two = rates("workers", "1"), rates("workers", "2")
     memory = [
@@ -103,7 +103,7 @@ def checks(medians: Mapping[str, Mapping[str, float]]) -> list[Check]:
     return [
         Check("cost per client update, population 10³ to 10⁸: spread", per_cent(population), 10, " %", is_least=False),
         Check("the same, in-process, cohort 10² to 10⁵", per_cent(here), 15, " %", is_least=False),
-        Check("the same, on Ray, cohort 10³ to 10⁵", per_cent(on_ray), 15, " %", is_least=False),
+        Check("the same, on Ray, cohort 10² to 10⁵", per_cent(on_ray), 15, " %", is_least=False),
         Check("population 10⁶: atoll / Flower", million[0] / flower[0] if million and flower else None, 100),
         Check("two workers / one", two[0] / one[0] if one and two else None, 1.85),
         Check("memory, population 10³ to 10⁸: spread", per_cent(spread(memory, 6)), None, " %"),

@@ -15,9 +15,7 @@ machine falls on all. Memory is the whole side's (PSS), looked at in the first p
 Environments of peers, data, logs and the history, runs of the MLflow experiment `bench`, lie under .bench/. Exit code 1
 when a target is missed. All of it takes an hour and a half.
 
-Not here: ragged sizes (scripts/bench learner), the timeline (timeline), population and other sizes (scale). What W2
-is to reach in bfloat16 against peers is asked only where a kernel by hand gains from bfloat16: processors without AMX
-multiply more slowly in it.
+Not here: ragged sizes (scripts/bench learner), the timeline (timeline), population and other sizes (scale).
 """
 
 from __future__ import annotations

@@ -201,8 +201,7 @@ def _ended(one: Work, outcome: Outcome) -> Ended:
     try:
         if isinstance(outcome, AtollError | Interrupted):
             raise outcome
-        with closing(store_in(one.folder).journal()) as journal:
-            run_id = journal.get("run_id") or ""
+        run_id = _known_run_id(one)
         with observing():
             run_id = one.tracker.start(one.info)
         uri, arm = one.spec.tracking.uri, one.birth.arm
@@ -225,10 +224,16 @@ def _ended(one: Work, outcome: Outcome) -> Ended:
 def _not_finished(one: Work, error: BaseException) -> None:
     with observing():
         run_id = one.tracker.start(one.info)
-        with closing(one.journal()) as journal:
-            if not journal.get("run_id"):  # it ended before its first batch
-                journal.commit(Commit(meta={"run_id": run_id}))
         one.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if not _known_run_id(one):  # it ended before its first batch
+            with closing(one.journal()) as journal:
+                journal.commit(Commit(meta={"run_id": run_id}))
+
+
+def _known_run_id(one: Work) -> str:
+    """MLflow's, as the journal has it; "" if unknown."""
+    with closing(store_in(one.folder).journal()) as journal:
+        return journal.get("run_id") or ""
 
 
 def _with_advice(error: BaseException, one: Work) -> BaseException:

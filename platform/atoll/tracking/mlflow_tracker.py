@@ -11,7 +11,7 @@ from typing import Any
 from atoll.errors import InfrastructureError, Problem, SpecError
 from atoll.tracking.bulk import SqliteRows, sqlite_rows
 from atoll.tracking.rows import MAX_BATCH_ROWS, MAX_PARAMS, Row, RunInfo, check_run, check_tags, finite_rows
-from atoll.tracking.store import absolute_uri, artifact_root, initialise, is_ready, load_mlflow, quiet
+from atoll.tracking.store import absolute_uri, artifact_root, initialise, load_mlflow, quiet
 from atoll.tracking.tracker import PARENT_TAG, RUN_KEY_TAG, RunStatus
 
 __all__ = ["MlflowTracker", "client", "store_errors"]
@@ -30,10 +30,8 @@ def store_errors(doing: str) -> Iterator[None]:
 
 
 def client(uri: str) -> Any:
-    """An MlflowClient for `uri`, quiet; initialises a new SQLite file."""
+    """An MlflowClient for `uri`, quiet. Whoever writes has called `initialise` before."""
     mlflow = load_mlflow()
-    if not is_ready(uri):
-        initialise(uri)
     with quiet(), store_errors("opening"):
         return mlflow.MlflowClient(tracking_uri=absolute_uri(uri), registry_uri=absolute_uri(uri))
 
@@ -74,6 +72,8 @@ class MlflowTracker:
         """See Tracker. Exactly one launcher may start one run key at a time: MLflow cannot create a run by key."""
         check_run(info)
         if self._client is None:
+            if self.uri.startswith("sqlite:"):
+                initialise(self.uri)  # preflight leaves a new file to whoever opens it first
             self._client = client(self.uri)
             self._bulk = sqlite_rows(self._client)
         with store_errors("starting the run"):

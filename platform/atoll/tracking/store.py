@@ -23,7 +23,6 @@ __all__ = [
     "absolute_uri",
     "artifact_root",
     "initialise",
-    "is_ready",
     "load_mlflow",
     "page_url",
     "preflight",
@@ -114,7 +113,7 @@ def preflight(uri: str) -> None:
         path = _sqlite_path(uri)
         if path is None:
             raise _refuse(uri, "sqlite:/// and a file path", "metrics must outlive the process")
-        if _check_sqlite_file(uri, path) and not is_ready(uri):
+        if _check_sqlite_file(uri, path):
             initialise(uri)
     elif scheme in _SQL_SCHEMES:
         initialise(uri)
@@ -153,15 +152,15 @@ def _probe_server(uri: str) -> None:
 
 
 def initialise(uri: str) -> None:
-    """Make an SQL database ready for MLflow once: its tables, 2 to 9 s. Does nothing to a server.
+    """Make an SQL database ready for MLflow: its tables, 2 to 9 s, once. Does nothing to a server.
 
-    Safe to call from several processes at once, and again.
+    Safe to call from several processes at once. An SQLite file that this MLflow has opened before takes no time.
 
     Raises:
         SpecError: the database cannot be used, or is of another MLflow.
     """
     path = _sqlite_path(uri)
-    if path is None and uri.startswith(("http://", "https://")):
+    if uri.startswith(("http://", "https://")) or (path is not None and _is_ready(path)):
         return
     mlflow = load_mlflow()
     with _lock(path), quiet():
@@ -177,22 +176,17 @@ def initialise(uri: str) -> None:
             _stamp_path(path).write_text(_stamp(path))
 
 
-def is_ready(uri: str) -> bool:
-    """Whether `initialise` would find nothing to do; False of an SQLite file means: not known yet."""
-    path = _sqlite_path(uri)
-    if path is None:
-        return True
+def _is_ready(path: Path) -> bool:
+    """Whether this MLflow is known to have found the file good."""
     try:
         return path.exists() and _stamp_path(path).read_text() == _stamp(path)
-    except sqlite3.Error:
+    except (OSError, sqlite3.Error):
         return False
 
 
 def _stamp_path(path: Path) -> Path:
     """The file whose lock keeps initialisers apart; it says which MLflow has found the database good."""
-    found = path.with_name(f".{path.name}.lock")
-    found.touch()
-    return found
+    return path.with_name(f".{path.name}.lock")
 
 
 def _stamp(path: Path) -> str:
@@ -238,7 +232,7 @@ def _lock(path: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        file = _stamp_path(path).open("r+")
+        file = _stamp_path(path).open("a")
     except OSError as error:
         raise _refuse(f"sqlite:///{path}", "a file in a folder that may be written", str(error)) from error
     with file:

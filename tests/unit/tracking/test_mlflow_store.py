@@ -23,6 +23,7 @@ from atoll.tracking import (
     RunInfo,
     absolute_uri,
     artifact_root,
+    initialise,
     page_url,
     preflight,
     ui,
@@ -167,6 +168,12 @@ def test_preflight_of_an_initialised_file_is_quick_and_quiet(mlflow_uri, caplog,
         preflight(mlflow_uri)
     assert caplog.text == ""
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_mlflow_has_opened_is_known_without_it(mlflow_uri):
+    initialise(mlflow_uri)
+    code = "import sys\nfrom atoll.tracking import *\npreflight(sys.argv[1])\nsys.exit('mlflow' in sys.modules)\n"
+    subprocess.run([sys.executable, "-c", code, mlflow_uri], check=True)
 
 
 def test_artifacts_land_beside_the_database_not_in_the_working_directory(mlflow_uri, tmp_path, monkeypatch):
