@@ -62,10 +62,10 @@ def _check_workers(spec: sp.Spec) -> None:
     if not isinstance(spec.runtime, sp.RayRuntime) or "RAY_ADDRESS" in os.environ:
         return
     most = max(_LEAST_WORKERS, _WORKERS_PER_CORE * (os.cpu_count() or 1))
-    if spec.runtime.workers > most:
+    if spec.runtime.most_workers > most:
         why = "without RAY_ADDRESS all workers start on this machine, each a process of some 300 MB"
         hint = "one worker per core is best; set RAY_ADDRESS to use a Ray cluster"
-        raise SpecError([Problem("runtime.workers", str(spec.runtime.workers), f"at most {most} here", why, hint)])
+        raise SpecError([Problem("runtime.workers", str(spec.runtime.most_workers), f"at most {most} here", why, hint)])
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def _evaluation_problems(spec: sp.Spec, data: ClientData) -> list[Problem]:
 
 def _check_memory(spec: sp.Spec, summary: PlanSummary, shape: ModelShape, lanes: int) -> None:
     budget = spec.runtime.memory_bytes or int(_MEMORY_SHARE * _machine_bytes())
-    workers = spec.runtime.workers if isinstance(spec.runtime, sp.RayRuntime) else 1
+    workers = spec.runtime.most_workers if isinstance(spec.runtime, sp.RayRuntime) else 1
     check_memory(
         summary,
         model_bytes=shape.bytes,

@@ -32,7 +32,7 @@ from atoll.spec.ensemble import (
     ServerFit,
     WeightedMeanOverArch,
 )
-from atoll.spec.execution import Comparison, Evaluation, InlineRuntime, RayRuntime, Runtime, Stop, Target, Tracking
+from atoll.spec.execution import Comparison, Elastic, Evaluation, InlineRuntime, RayRuntime, Runtime, Stop, Target, Tracking
 from atoll.spec.files import arms, derived, digest, dump, identity, load, parse, to_dict
 from atoll.spec.overrides import parse_override
 from atoll.spec.population import (
@@ -125,6 +125,7 @@ __all__ = [
     "DirichletPartition",
     "DiurnalAvailability",
     "DlrmModel",
+    "Elastic",
     "Ensemble",
     "Evaluation",
     "Examples",

@@ -8,7 +8,17 @@ from pydantic import Field
 
 from atoll.spec.base import Count, LongCount, NonNegative, Positive, Section, Share, Text
 
-__all__ = ["Comparison", "Evaluation", "InlineRuntime", "RayRuntime", "Runtime", "Stop", "Target", "Tracking"]
+__all__ = [
+    "Comparison",
+    "Elastic",
+    "Evaluation",
+    "InlineRuntime",
+    "RayRuntime",
+    "Runtime",
+    "Stop",
+    "Target",
+    "Tracking",
+]
 
 Metric = Literal["loss", "accuracy", "auc", "normalized_entropy"]
 
@@ -91,15 +101,40 @@ class RuntimeSection(Section):
     )
 
 
+NumWorkers = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Elastic(Section):
+    """As many client pools as the plan can keep at work now, on a Ray cluster that grows and shrinks."""
+
+    min: NumWorkers = Field(default=1, description="Client pools that stay as long as the run has work.")
+    max: NumWorkers = Field(description="Client pools at most.")
+
+
 class RayRuntime(RuntimeSection):
     """Blocks are spread over Ray workers."""
 
     kind: Literal["ray"]
-    workers: Annotated[int, Field(ge=1, le=100_000)] = Field(default=1, description="Client pools.")
+    workers: NumWorkers | Elastic = Field(
+        default=1, description="Client pools: a number, or {min, max}, between which they follow the plan's width."
+    )
     gpus_per_worker: NonNegative = Field(default=0.0, description="GPUs, or part of one, that each worker reserves.")
+    labels: dict[Text, Text] = Field(
+        default={}, description="Labels of the Ray nodes that workers go to, such as one kind of processor; {}: any."
+    )
     object_store_bytes: Annotated[int, Field(ge=78_643_200, le=2**63 - 1)] | None = Field(
         default=None, description="Object store of an embedded Ray; null: Ray's default."
     )
+
+    @property
+    def least_workers(self) -> int:
+        """Client pools that stay."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """Client pools at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 class InlineRuntime(RuntimeSection):

@@ -277,6 +277,10 @@ def _arguments(path: str, value: Any) -> Iterator[Finding]:
 
 
 def _runtime(runtime: RayRuntime) -> Iterator[Finding]:
+    if runtime.least_workers > runtime.most_workers:
+        rule, hint = f"≤ runtime.workers.max ({runtime.most_workers})", "Lower min or raise max"
+        found = ("runtime.workers.min", "runtime.workers.max")
+        yield found, Problem(found[0], str(runtime.least_workers), rule, hint=hint)
     paths = ("runtime.gpus_per_worker", "runtime.device_class")
     got = f"{runtime.gpus_per_worker:g}"
     if runtime.gpus_per_worker > 0 and runtime.device_class == "cpu":
