@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from atoll.cli import export, upkeep
+from atoll.cli import cluster, export, jobs, upkeep
 from atoll.errors import AtollError, Interrupted, Problem, SpecError
 
 if TYPE_CHECKING:
@@ -259,8 +259,10 @@ def schema(
         raise SpecError([Problem("out", repr(str(out)), "a file that may be written", str(error))]) from error
 
 
+cluster.add_to(app)
 upkeep.add_to(app)
 export.add_to(app)
+jobs.add_to(app)
 
 
 def _echo_object(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atoll.experiment.checking_cluster import check_cluster_file
     from atoll.experiment.comparing import (
         ComparisonRun,
         compare_runs,
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
     from atoll.experiment.ensembling import EnsemblePlan, EnsembleRun, plan_ensemble, resume_ensemble, run_ensemble
     from atoll.experiment.exporting import Exported, export
     from atoll.experiment.listing import Entry, list_runs
+    from atoll.experiment.orders import Driver
     from atoll.experiment.planning import PlanReport, as_spec, plan
     from atoll.experiment.pruning import Pruned, prune_runs
     from atoll.experiment.records import Run, find_folder, load
     from atoll.experiment.replaying import Replay, ReplayCase, prepare_replay, replay
     from atoll.experiment.running import resume, run
     from atoll.experiment.sessions import session_for
+    from atoll.experiment.submitting import Submission, follow_job, job_server, stop_job, submit
     from atoll.experiment.tuning import Timing, Tuned, tune
 
 __all__ = [
     "ComparisonRun",
+    "Driver",
     "EnsemblePlan",
     "EnsembleRun",
     "Entry",
@@ -40,12 +44,16 @@ __all__ = [
     "Replay",
     "ReplayCase",
     "Run",
+    "Submission",
     "Timing",
     "Tuned",
     "as_spec",
+    "check_cluster_file",
     "compare_runs",
     "export",
     "find_folder",
+    "follow_job",
+    "job_server",
     "list_runs",
     "load",
     "outcome_dict",
@@ -61,12 +69,15 @@ __all__ = [
     "run_comparison",
     "run_ensemble",
     "session_for",
+    "stop_job",
+    "submit",
     "tune",
     "write_comparison",
 ]
 
 #: what stands where: `atoll plan` need not wait for what runs, compares and exports
 _PARTS = {
+    "checking_cluster": ("check_cluster_file",),
     "comparing": (
         "ComparisonRun",
         "compare_runs",
@@ -78,12 +89,14 @@ _PARTS = {
     "ensembling": ("EnsemblePlan", "EnsembleRun", "plan_ensemble", "resume_ensemble", "run_ensemble"),
     "exporting": ("Exported", "export"),
     "listing": ("Entry", "list_runs"),
+    "orders": ("Driver",),
     "planning": ("PlanReport", "as_spec", "plan"),
     "pruning": ("Pruned", "prune_runs"),
     "records": ("Run", "find_folder", "load"),
     "replaying": ("Replay", "ReplayCase", "prepare_replay", "replay"),
     "running": ("resume", "run"),
     "sessions": ("session_for",),
+    "submitting": ("Submission", "follow_job", "job_server", "stop_job", "submit"),
     "tuning": ("Timing", "Tuned", "tune"),
 }
 _PART_OF = {name: part for part, names in _PARTS.items() for name in names}

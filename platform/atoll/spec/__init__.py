@@ -33,7 +33,7 @@ from atoll.spec.ensemble import (
     WeightedMeanOverArch,
 )
 from atoll.spec.execution import Comparison, Elastic, Evaluation, InlineRuntime, RayRuntime, Runtime, Stop, Target, Tracking
-from atoll.spec.files import arms, derived, digest, dump, identity, load, parse, to_dict
+from atoll.spec.files import arms, derived, digest, dump, identity, load, parse, read_file, to_dict
 from atoll.spec.overrides import parse_override
 from atoll.spec.population import (
     AlwaysAvailability,
@@ -196,5 +196,6 @@ __all__ = [
     "load",
     "parse",
     "parse_override",
+    "read_file",
     "to_dict",
 ]

@@ -23,7 +23,7 @@ from atoll.spec.schema import dotted, locate
 from atoll.spec.spec import Spec
 from atoll.spec.yaml_text import read_yaml, write_yaml
 
-__all__ = ["arms", "derived", "digest", "dump", "identity", "load", "parse", "to_dict"]
+__all__ = ["arms", "derived", "digest", "dump", "identity", "load", "parse", "read_file", "to_dict"]
 
 #: what decides neither a bit of the model nor a row of evaluation (design.md 9.4)
 _OUTSIDE_IDENTITY = ("name", "stop", "tracking", "comparison", "runtime")
@@ -52,15 +52,26 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
     Purity: reads the file.
     """
+    raw = read_file(path)
+    if raw is None:
+        raise SpecError([Problem(str(path), "an empty file", "sections such as name, data, model")])
+    return parse(raw, overrides)
+
+
+def read_file(path: str | Path) -> Any:
+    """The YAML document in a file, as plain values.
+
+    Raises:
+        SpecError: it cannot be read, or is not YAML; with line and column.
+
+    Purity: reads the file.
+    """
     file = Path(path)
     try:
         text = file.read_bytes()
     except OSError as error:
         raise SpecError([_unreadable(file, error)]) from error
-    raw = read_yaml(text, str(path))
-    if raw is None:
-        raise SpecError([Problem(str(path), "an empty file", "sections such as name, data, model")])
-    return parse(raw, overrides)
+    return read_yaml(text, str(path))
 
 
 def _unreadable(file: Path, error: OSError) -> Problem:
