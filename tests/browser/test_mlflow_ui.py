@@ -1,4 +1,8 @@
-"""What a person sees: the run's page in MLflow's own web UI, in headless Chromium."""
+"""What a person sees in MLflow's own web page, in headless Chromium: the table of runs, two compared, virtual hours.
+
+Screenshots lie in the folder ATOLL_SCREENSHOTS, `screenshots` in the repository if unset, for whoever looks at them
+later; the tests read what the page says and draws, never its pixels.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ import signal
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +23,15 @@ from atoll.tracking import MlflowTracker, Row, RunInfo, page_url, preflight, ui
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
+SCREENSHOTS = Path(os.environ.get("ATOLL_SCREENSHOTS") or Path(__file__).parents[2] / "screenshots")
+#: metric → value at a step, of a run that is `slow` times as slow in virtual time
+KEYS = {
+    "eval/auc": lambda step, slow: 0.5 + 0.03 * step**0.5,
+    "train/loss": lambda step, slow: 0.7 - 0.02 * step**0.5,
+    "sim/hours": lambda step, slow: 0.01 * slow * step,
+}
+STEPS = 50
+RUNS = {"fedbuff-on-screen": 1.0, "fedavg-on-screen": 2.5}
 
 pytestmark = [
     pytest.mark.browser,
@@ -24,20 +41,33 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def site(mlflow_uri):
-    """A run with metrics, and a server that shows it."""
-    tracker = MlflowTracker(mlflow_uri)
-    run_id = tracker.start(RunInfo("browser-test", "fedbuff-on-screen", "k", params={"client.lr": "0.1"}))
-    tracker.publish(
-        [
-            Row(key, step, step**0.5 * scale, 1_700_000_000_000 + step)
-            for key, scale in KEYS.items()
-            for step in range(50)
-        ]
-    )
-    tracker.finish("FINISHED")
-    command = ui(mlflow_uri)
+@dataclass
+class Site:
+    """A server, and the two runs that it shows."""
+
+    url: str
+    experiment_id: str
+    run_ids: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def site(_mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(_mlflow_template, folder / "mlflow.db")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    run_ids = {}
+    for name, slow in RUNS.items():
+        tracker = MlflowTracker(uri)
+        run_ids[name] = tracker.start(RunInfo("browser-test", name, name, params={"client.lr": "0.1", "arm": name}))
+        tracker.publish(
+            [
+                Row(key, step, value(step, slow), 1_700_000_000_000 + step)
+                for key, value in KEYS.items()
+                for step in range(STEPS)
+            ]
+        )
+        tracker.finish("FINISHED")
+    command = ui(uri)
     # its own session, so that the workers it starts end with it
     server = subprocess.Popen(
         command.argv,
@@ -49,16 +79,13 @@ def site(mlflow_uri):
     try:
         wait_until(lambda: urllib.request.urlopen(f"{command.url}/health", timeout=2).close() is None, 90)
         preflight(command.url)
-        yield command.url, tracker.experiment_id, run_id
+        yield Site(command.url, tracker.experiment_id, run_ids)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(20)
 
 
-KEYS = {"eval/auc": 0.1, "train/loss": 0.2, "sim/hours": 1.0}
-
-
-def wait_until(check, seconds):
+def wait_until(check, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -71,8 +98,50 @@ def wait_until(check, seconds):
         time.sleep(0.3)
 
 
+class Browser:
+    """Opens pages, reads them, clicks, and keeps a picture of each."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, url: str) -> None:
+        self.driver.get("about:blank")  # addresses that differ behind the # alone would keep the page
+        self.driver.get(url)
+
+    def text(self) -> str:
+        return self.script("return document.body.innerText")
+
+    def script(self, code: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def shows(self, *words: str) -> None:
+        wait_until(lambda: all(word in self.text() for word in words))
+
+    def click(self, selector: str, words: str = "") -> None:
+        """Clicks the first element that the CSS selector finds, once it is there and holds the words."""
+        found = "[...document.querySelectorAll(arguments[0])].find(one => one.innerText.includes(arguments[1]))"
+        wait_until(lambda: self.script(f"const one = {found}; one?.scrollIntoView({{block: 'center'}}); return !!one", selector, words))
+        element = self.script(f"return {found}", selector, words)
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).move_to_element(element).pause(0.2).click().perform()
+
+    def charts(self) -> list[dict[str, Any]]:
+        """Of every chart: titles of its axes, and per line its name and its points."""
+        return self.script(
+            "return [...document.querySelectorAll('.js-plotly-plot')].filter(one => one.data).map(one => ({"
+            "x: one.layout.xaxis?.title?.text ?? '', y: one.layout.yaxis?.title?.text ?? '',"
+            "lines: one.data.filter(line => line.x).map(line => ({"
+            "name: line.name ?? '', x: Array.from(line.x), y: Array.from(line.y)}))}))"
+        )
+
+    def keep(self, name: str) -> None:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        assert self.driver.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
+
+
 @pytest.fixture
-def browser(tmp_path):
+def browser(tmp_path: Path) -> Iterator[Browser]:
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -81,28 +150,51 @@ def browser(tmp_path):
         "--no-sandbox",
         "--disable-gpu",
         "--disable-dev-shm-usage",
-        "--window-size=1500,1300",
+        "--window-size=1700,1300",
     ):
         options.add_argument(word)
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield opened
+    yield Browser(opened)
     opened.quit()
 
 
-def test_the_run_page_shows_its_metrics_and_draws_their_charts(site, browser, tmp_path):
-    def text():
-        return browser.execute_script("return document.body.innerText")
+def test_the_table_of_runs(site: Site, browser: Browser) -> None:
+    browser.open(page_url(site.url, site.experiment_id))
+    browser.shows("browser-test", *RUNS)
+    browser.keep("mlflow-runs")
 
-    server, experiment_id, run_id = site
-    browser.get(page_url(server, experiment_id))
-    wait_until(lambda: "fedbuff-on-screen" in text(), 60)
-    page = page_url(server, experiment_id, run_id)
-    browser.get(page)
-    wait_until(lambda: all(word in text() for word in ("fedbuff-on-screen", *KEYS, "client.lr")), 60)
-    browser.get(page.replace("?", "/model-metrics?"))
-    drawn = "return document.querySelectorAll('.js-plotly-plot .scatterlayer .trace path.js-line').length"
-    wait_until(lambda: browser.execute_script(drawn) >= len(KEYS), 60)
-    folder = os.environ.get("ATOLL_SCREENSHOTS")
-    if folder:
-        browser.save_screenshot(os.path.join(folder, "mlflow-run.png"))
+
+def test_a_run_shows_its_metrics_and_draws_their_charts(site: Site, browser: Browser) -> None:
+    name = "fedbuff-on-screen"
+    page = page_url(site.url, site.experiment_id, site.run_ids[name])
+    browser.open(page)
+    browser.shows(name, "client.lr", *KEYS)
+    browser.keep("mlflow-run")
+    browser.open(page.replace("?", "/model-metrics?"))
+    wait_until(lambda: len([chart for chart in browser.charts() if chart["lines"]]) >= len(KEYS))
+    browser.keep("mlflow-run-charts")
+
+
+def test_two_runs_compared(site: Site, browser: Browser) -> None:
+    ids = ",".join(f'"{run_id}"' for run_id in site.run_ids.values())
+    browser.open(f'{site.url}/#/compare-runs?runs=[{ids}]&experiments=["{site.experiment_id}"]')
+    browser.shows("Comparing 2 Runs", *RUNS, "client.lr")
+    browser.shows(*KEYS)
+    browser.keep("mlflow-compare")
+
+
+def test_virtual_hours_as_x_axis(site: Site, browser: Browser) -> None:
+    """The same quality, drawn against the metric that is logged for that: the slower run's line is as much longer."""
+    browser.open(f"{site.url}/#/experiments/{site.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    wait_until(lambda: any(len(chart["lines"]) == len(RUNS) for chart in browser.charts()))
+    card = "[data-testid='experiment-view-compare-runs-card']"
+    wait_until(lambda: browser.script("return document.querySelectorAll(arguments[0]).length", card) >= len(KEYS))
+    browser.script(
+        "const card = [...document.querySelectorAll(arguments[0])].find(one => one.innerText.includes('auc'));"
+        "card.scrollIntoView({block: 'center'}); card.id = 'the-card'",
+        card,
+    )
+    browser.click("#the-card [data-testid='experiment-view-compare-runs-card-menu']")
+    browser.click("[data-testid='experiment-view-compare-runs-card-edit']")
+    browser.keep("mlflow-configure")

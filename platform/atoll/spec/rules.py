@@ -11,7 +11,7 @@ from typing import Any
 from atoll.errors import Problem
 from atoll.spec.data import CustomData, ParquetData, SyntheticData
 from atoll.spec.ensemble_rules import ensemble_findings
-from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop
+from atoll.spec.execution import Comparison, Evaluation, RayRuntime, Stop, Tracking
 from atoll.spec.model_rules import kernel_findings, model_findings, precision_findings
 from atoll.spec.population import AttributeClusters, Clusters, Population, RandomClusters
 from atoll.spec.training import Aggregation, AsyncSchedule, CustomModel, FedAsync, FedAvg, Schedule, SyncSchedule
@@ -61,6 +61,8 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
         findings += kernel_findings(runtime, model)
     if runtime and (client := get("client")):
         findings += precision_findings(runtime, client)
+    if tracking := get("tracking"):
+        findings += _tracking(tracking)
     if comparison := get("comparison"):
         findings += _comparison(comparison, get("name") or "")
     return [problem for paths, problem in findings if not any(_is_in(path, distrusted) for path in paths)]
@@ -68,6 +70,14 @@ def cross_problems(sections: Mapping[str, Any], distrusted: Collection[str] = ()
 
 def _is_in(path: str, places: Collection[str]) -> bool:
     return any(path == place or path.startswith(f"{place}.") for place in places)
+
+
+def _tracking(tracking: Tracking) -> Iterator[Finding]:
+    if tracking.uri.partition(":")[0].partition("+")[0] in ("postgresql", "mysql", "mssql") and not tracking.artifacts:
+        why = "MLflow would put plots and models into the working directory of whoever runs"
+        hint = "Or give the address of an MLflow server, which knows where its artifacts are"
+        rule = "a folder or an address that everyone reaches, where tracking.uri is a database"
+        yield ("tracking.uri", "tracking.artifacts"), Problem("tracking.artifacts", "null", rule, why, hint)
 
 
 def _schedule(schedule: Schedule, population: Population | None) -> Iterator[Finding]:

@@ -17,15 +17,26 @@ from atoll.tracking.tracker import PARENT_TAG, RUN_KEY_TAG, RunStatus
 __all__ = ["MlflowTracker", "client", "store_errors"]
 
 
+STARTING = "starting the run"
+#: MLflow's words for 401 and 403
+_REFUSALS = ("CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
-    """Turn whatever an MLflow call raises into one InfrastructureError line; atoll's own errors pass."""
+    """Turn whatever an MLflow call raises into one InfrastructureError line; atoll's own errors pass.
+
+    A refusal at the start is a SpecError: trying again does not help.
+    """
     try:
         yield
     except (SpecError, InfrastructureError):
         raise
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own kinds
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if doing == STARTING and getattr(error, "error_code", "") in _REFUSALS:
+            rule, hint = "a store that this user may write to", "ask who runs the server for the right to edit"
+            raise SpecError([Problem("tracking.experiment", "", rule, text[:500], hint)]) from error
         raise InfrastructureError(f"tracking store failed at {doing}: {text[:500]}") from error
 
 
@@ -76,7 +87,7 @@ class MlflowTracker:
                 initialise(self.uri)  # preflight leaves a new file to whoever opens it first
             self._client = client(self.uri)
             self._bulk = sqlite_rows(self._client)
-        with store_errors("starting the run"):
+        with store_errors(STARTING):
             experiment_id = self._experiment_id = self._experiment(info.experiment)
             found = self._client.search_runs(
                 [experiment_id],

@@ -31,8 +31,17 @@ __all__ = [
 ]
 
 _PLACE = "tracking.uri"
-_PROBE_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 5
 _SQL_SCHEMES = ("postgresql", "mysql", "mssql")
+_SERVER_SCHEMES = ("http://", "https://")
+#: answers only who may use the server, where it asks who one is
+_GUARDED = "/api/2.0/mlflow/experiments/search?max_results=1"
+_DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+#: where passwords belong, by the address's scheme
+_CREDENTIALS = {
+    "http": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment",
+    "postgresql": "set PGPASSWORD in the environment, or write ~/.pgpass",
+}
 _NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store")
 _CLIENT_ENV = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -101,12 +110,15 @@ def preflight(uri: str) -> None:
     """Refuse a tracking store that cannot be used, before anything starts.
 
     Takes at most 5 s for a server that does not answer; no time for an SQLite file that this MLflow has opened before,
-    and for a new one, which whoever opens it first initialises: MLflow, seconds to load, stays out of this process.
+    and for a new one, which whoever opens it first initialises: MLflow, seconds to load, stays out of this process. Only
+    a server that asks for credentials is asked by MLflow itself, with those that the run will use.
 
     Raises:
-        SpecError: the address is not understood, the server does not answer, or the file cannot be used.
+        SpecError: the address is not understood or holds a password, the server does not answer or refuses the
+            credentials, or the file cannot be used.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
+    _check_no_password(uri, scheme)
     if scheme in ("http", "https"):
         _probe_server(uri)
     elif scheme == "sqlite":
@@ -131,24 +143,55 @@ def _without_password(uri: str) -> str:
     return re.sub(r"//([^/:@]*):[^@/]*@", r"//\1:***@", uri)
 
 
+def _check_no_password(uri: str, scheme: str) -> None:
+    """An address is written down: in spec.yaml, in the journal, in MLflow."""
+    hint = _CREDENTIALS.get("http" if scheme == "https" else scheme)
+    if hint is not None and _without_password(uri) != uri:
+        raise _refuse(uri, "an address without a password", "it is kept in spec.yaml, the journal and MLflow", hint)
+
+
 def _probe_server(uri: str) -> None:
+    url = uri.rstrip("/")
+    status, said = _get(f"{url}/health")
+    # a proxy may guard /health, yet somebody speaks HTTP there; broken servers say 5xx
+    if status is None or status >= 500 or status == 404:
+        raise _refuse(uri, "a running MLflow server", said, "start it with `mlflow server`, or use sqlite:///mlflow.db")
+    status, said = _get(url + _GUARDED)
+    if "Invalid Host header" in said:
+        host = uri.partition("//")[2].partition("/")[0]
+        hint = f"start it with `mlflow server --allowed-hosts {host}`; that list takes the place of the default"
+        raise _refuse(uri, "a host name that the server allows", said, hint)
+    if status in (401, 403):
+        _check_credentials(uri)
+
+
+def _get(url: str) -> tuple[int | None, str]:
+    """(status, what was said, shortened) of an HTTP server; no status where there is none."""
     import urllib.error  # brings http, email and ssl: only preflight of a server pays for them
     import urllib.request
 
-    # urllib takes "user:password@host" for a host name; nothing behind /health needs them
-    url = re.sub(r"//[^/@]*@", "//", uri.rstrip("/")) + "/health"
+    # urllib takes "user@host" for a host name
+    url = re.sub(r"//[^/@]*@", "//", url)
     try:
-        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_S):
-            return
+        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_S) as answer:
+            return answer.status, ""
     except urllib.error.HTTPError as error:
         with closing(error):
-            # a proxy may guard /health, yet somebody speaks HTTP there; broken servers say 5xx
-            if error.code < 500 and error.code != 404:
-                return
-            why = f"{url} answered {error.code}"
+            body = error.read(300).decode(errors="replace").strip()
+            return error.code, f"{url} answered {error.code} {body}".strip()
     except (OSError, ValueError) as error:
-        why = f"{url}: {getattr(error, 'reason', error)}"
-    raise _refuse(uri, "a running MLflow server", why, "start it with `mlflow server`, or use sqlite:///mlflow.db")
+        return None, f"{url}: {getattr(error, 'reason', error)}"
+
+
+def _check_credentials(uri: str) -> None:
+    """Asks as the run will: MLflow's client has several ways to find credentials, plug-ins among them."""
+    mlflow = load_mlflow()
+    try:
+        with quiet():
+            mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except Exception as error:  # requests, MLflow and its plug-ins each raise their own kinds
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise _refuse(uri, "credentials that the server accepts", why, _CREDENTIALS["http"]) from error
 
 
 def initialise(uri: str) -> None:
@@ -160,20 +203,32 @@ def initialise(uri: str) -> None:
         SpecError: the database cannot be used, or is of another MLflow.
     """
     path = _sqlite_path(uri)
-    if uri.startswith(("http://", "https://")) or (path is not None and _is_ready(path)):
+    if uri.startswith(_SERVER_SCHEMES) or (path is not None and _is_ready(path)):
         return
     mlflow = load_mlflow()
     with _lock(path), quiet():
         try:
+            if path is None:
+                _connect_once(uri)
             store = mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore(
                 absolute_uri(uri), artifact_root(uri) or "mlartifacts"
             )
         except Exception as error:  # drivers of several databases raise their own kinds; all mean: unusable
             hint = "mlflow db upgrade URI brings an old database up to date, after a backup"
+            if isinstance(error, ModuleNotFoundError):
+                hint = f"pip install {_DRIVERS.get(error.name or '', error.name)}, on every machine that writes there"
             raise _refuse(uri, "a database that MLflow can open", str(error).split("\n")[0][:500], hint) from error
         store.engine.dispose()
         if path is not None:
             _stamp_path(path).write_text(_stamp(path))
+
+
+def _connect_once(uri: str) -> None:
+    """Raises what the database's driver says: MLflow would try ten times, for minutes, to reach one that is not there."""
+    import sqlalchemy
+
+    arguments = {"connect_timeout": _PROBE_TIMEOUT_S} if uri.startswith("postgresql") else {}
+    sqlalchemy.create_engine(uri, connect_args=arguments, poolclass=sqlalchemy.NullPool).connect().close()
 
 
 def _is_ready(path: Path) -> bool:
@@ -242,7 +297,10 @@ def _lock(path: Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class UiCommand:
-    """How to serve a tracking store's web page: `os.execvpe(argv[0], argv, {**os.environ, **env})`; then open `url`."""
+    """How to serve a tracking store's web page: `os.execvpe(argv[0], argv, {**os.environ, **env})`; then open `url`.
+
+    `argv` is empty where a server serves it already.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -253,10 +311,12 @@ def ui(uri: str, port: int | None = None) -> UiCommand:
     """Command that serves the web page of the store at `uri` on loopback, on `port` or a free one.
 
     Raises:
-        SpecError: `uri` is a server already, or the port is taken.
+        SpecError: the port is taken, or `uri` is a server, which has a port of its own.
     """
-    if uri.startswith(("http://", "https://")):
-        raise _refuse(uri, "a database", "this is a server already", f"open {uri} in a browser")
+    if uri.startswith(_SERVER_SCHEMES):
+        if port is not None:
+            raise SpecError([Problem("port", str(port), "no port for a server", f"{uri} has its own", "leave it out")])
+        return UiCommand((), {}, uri)
     chosen = _free_port(port)
     hosts = f"127.0.0.1:{chosen},localhost:{chosen}"
     argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", absolute_uri(uri)]
