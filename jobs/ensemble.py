@@ -7,11 +7,7 @@ has its own aggregator; all leaves of an ensemble train at the same time on the 
 
 from __future__ import annotations
 
-import sys
-
 from train import main
 
-import atoll
-
 if __name__ == "__main__":
-    sys.exit(main(atoll.run_ensemble, __doc__))
+    main()

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from atoll.cli import cluster, export, jobs, upkeep
+from atoll.cli import cluster, doctor, export, jobs, sweep, upkeep
 from atoll.errors import AtollError, Interrupted, Problem, SpecError
 
 if TYPE_CHECKING:
     from atoll.experiment import ComparisonRun, EnsembleRun, Run
+    from atoll.spec import Spec
 
 __all__ = ["app", "main"]
 
@@ -55,14 +56,25 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Plan only, no training: duration, staleness, waste, blocks, memory."""
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    pools: Annotated[
+        str | None,
+        typer.Option(help="Predict wall time, hours, occupancy and bytes for so many client pools, such as 1,8,64."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Plan only, no training: duration, staleness, waste, blocks, memory; with --pools also the wall time."""
     from atoll.cli import show
     from atoll.experiment import as_spec
     from atoll.experiment import plan as make_plan
     from atoll.spec import arms
 
     resolved = as_spec(config, overrides or ())
+    if pools is not None:
+        _forecast(resolved, pools, as_json)
+        return
     if resolved.ensemble is not None:
         from atoll.cli import show_ensemble
         from atoll.experiment import plan_ensemble
@@ -78,6 +90,29 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
     show.plans(reports)
     if as_json:
         found = {name: report.as_dict() for name, report in reports.items()}
+        _echo_object(next(iter(found.values())) if len(found) == 1 else {"plans": found})
+
+
+def _forecast(resolved: Spec, pools: str, as_json: bool) -> None:
+    from atoll.cli import show, show_forecast
+    from atoll.experiment import predict
+    from atoll.spec import arms
+
+    if not all(part.strip().isdecimal() for part in pools.split(",")):
+        rule = "numbers of client pools, such as 1,8,64,512"
+        raise SpecError([Problem("--pools", repr(pools), rule)])
+    if resolved.ensemble is not None:
+        hint = "predict one leaf alone: ensemble=null clusters.only=NAME"
+        raise SpecError([Problem("--pools", "a file with an ensemble", "a file without one", hint=hint)])
+    numbers = [int(part) for part in pools.split(",")]
+    forecasts = {
+        f"{arm} seed {seed}" if arm else spec.name: predict(spec, pools=numbers) for arm, seed, spec in arms(resolved)
+    }
+    show.plans({name: forecast.report for name, forecast in forecasts.items()})
+    for name, forecast in forecasts.items():
+        show_forecast.forecast(name, forecast)
+    if as_json:
+        found = {name: forecast.as_dict() for name, forecast in forecasts.items()}
         _echo_object(next(iter(found.values())) if len(found) == 1 else {"plans": found})
 
 
@@ -131,7 +166,7 @@ def resume(
     from atoll.cli import show
     from atoll.experiment import find_folder, resume_comparison, resume_ensemble
     from atoll.experiment import resume as resume_one
-    from atoll.experiment.records import COMPARISON_FILE, is_ensemble
+    from atoll.experiment.records import COMPARISON_FILE, is_ensemble, is_sweep
 
     folder = find_folder(run)
     if not (folder / COMPARISON_FILE).is_file():
@@ -143,6 +178,9 @@ def resume(
     if overrides or force:
         rule, hint = "no change to several runs at once", "resume one of its runs, or begin anew"
         raise SpecError([Problem("resume", " ".join(overrides or ["--force"]), rule, "", hint)])
+    if is_sweep(folder):
+        sweep.resume(folder, as_json)
+        return
     with _stopping(), show.live() as display:
         if is_ensemble(folder):
             joined, compared = resume_ensemble(folder, on_group=display.begin_group), None
@@ -238,6 +276,9 @@ def ui(
     preflight(uri)
     initialise(uri)
     found = command(uri, port)
+    if not found.argv:
+        typer.echo(f"MLflow: {found.url}   (a server: open it in a browser)")
+        return
     typer.echo(f"MLflow: {found.url}   (Ctrl-C ends it)")
     os.execvpe(found.argv[0], list(found.argv), {**os.environ, **found.env})
 
@@ -261,7 +302,9 @@ def schema(
 
 cluster.add_to(app)
 upkeep.add_to(app)
+doctor.add_to(app)
 export.add_to(app)
+sweep.add_to(app)
 jobs.add_to(app)
 
 

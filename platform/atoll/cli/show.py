@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,12 @@ __all__ = ["Display", "address", "byte_text", "clusters", "comparison", "files",
 _console = Console(highlight=False)
 #: shown beside the bar, in this order
 _METRICS = ("loss", "accuracy", "auc", "normalized_entropy")
+#: in a log, seconds before the first line on a run, and between two
+_LOG_EVERY_S = (2.0, 10.0)
 
 
 class Display:
-    """One progress line per run; on a terminal it moves, in a log each run prints its last line."""
+    """One progress line per run; on a terminal it moves, a log gets a line now and then, and the last one."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -53,12 +56,26 @@ class Display:
 
         return update
 
+    def begin_next_group(
+        self, label: str, runs: Sequence[tuple[str, Spec]]
+    ) -> Callable[[Sequence[Mapping[str, float]]], None]:
+        """As `begin_group`, in place of the lines so far: of very many runs only those at work are shown."""
+        for task in list(self._progress.task_ids):
+            self._progress.remove_task(task)
+        return self.begin_group(label, runs)
+
     def _line(self, label: str, steps: int) -> Callable[[Mapping[str, float]], None]:
         task = self._progress.add_task(label, total=steps, figures="starting …")
+        due = time.monotonic() + _LOG_EVERY_S[0]
 
         def update(figures: Mapping[str, float]) -> None:
-            total = figures.get("stop", steps)
-            self._progress.update(task, total=total, completed=int(figures.get("step", 0)), figures=_figures(figures))
+            nonlocal due
+            total, step, text = int(figures.get("stop", steps)), int(figures.get("step", 0)), _figures(figures)
+            self._progress.update(task, total=total, completed=step, figures=text)
+            if not self._progress.console.is_terminal and time.monotonic() >= due:
+                due = time.monotonic() + _LOG_EVERY_S[1]
+                line = f"{label.strip()}: step {step:,} of {total:,} · {text}"
+                self._progress.console.print(line, soft_wrap=True, markup=False)
 
         return update
 

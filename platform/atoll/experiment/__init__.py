@@ -20,15 +20,19 @@ if TYPE_CHECKING:
         write_comparison,
     )
     from atoll.experiment.ensembling import EnsemblePlan, EnsembleRun, plan_ensemble, resume_ensemble, run_ensemble
+    from atoll.experiment.examining import Diagnosis, NodeHealth, doctor
     from atoll.experiment.exporting import Exported, export
     from atoll.experiment.listing import Entry, list_runs
     from atoll.experiment.orders import Driver
     from atoll.experiment.planning import PlanReport, as_spec, plan
+    from atoll.experiment.predicting import Forecast, predict
     from atoll.experiment.pruning import Pruned, prune_runs
     from atoll.experiment.records import Run, find_folder, load
     from atoll.experiment.replaying import Replay, ReplayCase, prepare_replay, replay
     from atoll.experiment.running import resume, run
     from atoll.experiment.sessions import session_for
+    from atoll.experiment.sweep_trials import SweepRun, Trial
+    from atoll.experiment.sweeping import resume_sweep, sweep
     from atoll.experiment.submitting import Submission, follow_job, job_server, stop_job, submit
     from atoll.experiment.tuning import Timing, Tuned, tune
 
@@ -39,17 +43,22 @@ __all__ = [
     "EnsembleRun",
     "Entry",
     "Exported",
+    "Forecast",
+    "NodeHealth",
     "PlanReport",
     "Pruned",
     "Replay",
     "ReplayCase",
     "Run",
+    "SweepRun",
     "Submission",
     "Timing",
+    "Trial",
     "Tuned",
     "as_spec",
     "check_cluster_file",
     "compare_runs",
+    "doctor",
     "export",
     "find_folder",
     "follow_job",
@@ -59,16 +68,19 @@ __all__ = [
     "outcome_dict",
     "plan",
     "plan_ensemble",
+    "predict",
     "prepare_replay",
     "prune_runs",
     "replay",
     "resume",
     "resume_comparison",
     "resume_ensemble",
+    "resume_sweep",
     "run",
     "run_comparison",
     "run_ensemble",
     "session_for",
+    "sweep",
     "stop_job",
     "submit",
     "tune",
@@ -87,15 +99,19 @@ _PARTS = {
         "write_comparison",
     ),
     "ensembling": ("EnsemblePlan", "EnsembleRun", "plan_ensemble", "resume_ensemble", "run_ensemble"),
+    "examining": ("Diagnosis", "NodeHealth", "doctor"),
     "exporting": ("Exported", "export"),
     "listing": ("Entry", "list_runs"),
     "orders": ("Driver",),
     "planning": ("PlanReport", "as_spec", "plan"),
+    "predicting": ("Forecast", "predict"),
     "pruning": ("Pruned", "prune_runs"),
     "records": ("Run", "find_folder", "load"),
     "replaying": ("Replay", "ReplayCase", "prepare_replay", "replay"),
     "running": ("resume", "run"),
     "sessions": ("session_for",),
+    "sweep_trials": ("SweepRun", "Trial"),
+    "sweeping": ("resume_sweep", "sweep"),
     "submitting": ("Submission", "follow_job", "job_server", "stop_job", "submit"),
     "tuning": ("Timing", "Tuned", "tune"),
 }
