@@ -7,6 +7,7 @@
 >>> longer = atoll.resume(run.run_id, "stop.server_steps=900")  # doctest: +SKIP
 >>> again = atoll.replay(run.run_id, 4294967297)               # doctest: +SKIP
 >>> exported = atoll.export(run.run_id)                        # doctest: +SKIP
+>>> best = atoll.sweep("configs/fedbuff_flights.yaml", "client.lr=0.1,0.3").best  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -16,10 +17,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison, run_ensemble, tune
+    from atoll.experiment import export, load, plan, replay, resume, run, run_comparison, run_ensemble, sweep, tune
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "load", "plan", "replay", "resume", "run", "run_comparison", "run_ensemble", "tune"]
+__all__ = [
+    "__version__",
+    "export",
+    "load",
+    "plan",
+    "replay",
+    "resume",
+    "run",
+    "run_comparison",
+    "run_ensemble",
+    "sweep",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ AtollError                     exit code
 ├─ PlanError                   2  a valid spec that cannot be run: versions do not fit, a buffer never fills
 ├─ ClientWorkError             3  client code raised: task, client, start version and the original traceback
 ├─ AggregationError            3  overflow, a conflicting duplicate, a step out of order
-├─ MembersFailed               3  some runs of an ensemble did not finish; the others did
+├─ MembersFailed               3  some of several runs did not finish; the others did
 └─ InfrastructureError         3  workers or stores lost for good
    └─ FencedError              3  another process has taken this run over
 
@@ -113,7 +113,7 @@ class AggregationError(AtollError):
 
 
 class MembersFailed(AtollError):
-    """Some runs of an ensemble did not finish, each for its own reason; the others did."""
+    """Some runs of an ensemble or a sweep did not finish, each for its own reason; the others did."""
 
 
 class InfrastructureError(AtollError):

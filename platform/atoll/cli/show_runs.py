@@ -22,7 +22,7 @@ _LIST_WIDTH = 500
 
 
 def listing(entries: Sequence[Entry], num_hidden: int) -> None:
-    """A table of runs and comparisons; runs of a comparison below it, indented."""
+    """A table of runs and comparisons; runs of a comparison below it, indented; of a sweep those that have not ended."""
     if not entries:
         _console.print("No runs under ./runs yet. Start with:  atoll run configs/quickstart.yaml", soft_wrap=True)
         return
@@ -38,6 +38,8 @@ def listing(entries: Sequence[Entry], num_hidden: int) -> None:
     for entry in entries:
         table.add_row(*_cells(entry, entry.name))
         for run in entry.runs:
+            if entry.kind == "sweep" and run.state == "finished":
+                continue
             table.add_row(*_cells(run, "  " + run.name.partition("/")[2]))
     console = Console(highlight=False, width=_LIST_WIDTH, color_system=None)
     with console.capture() as captured:
@@ -62,7 +64,7 @@ def _cells(entry: Entry, name: str) -> list[str]:
         name,
         entry.kind,
         entry.state,
-        steps + (" runs" if entry.kind == "comparison" else "") if is_known else "",
+        steps + ("" if entry.kind == "run" else " runs") if is_known else "",
         "" if entry.snapshot_version is None else f"{entry.snapshot_version:,}",
         byte_text(entry.size_bytes),
         time.strftime("%m-%d %H:%M", time.localtime(entry.written_s)),

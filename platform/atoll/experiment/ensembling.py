@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll import spec as sp
-from atoll.errors import Interrupted, MembersFailed, Problem, SpecError
+from atoll.errors import Interrupted, Problem, SpecError
 from atoll.experiment.comparing import check_comparable
 from atoll.experiment.finishing import observing
 from atoll.experiment.modelling import shape_of
 from atoll.experiment.opened import data_of, opened_once
-from atoll.experiment.parents import begin_parent, begun_folder, named_folder
+from atoll.experiment.parents import begin_parent, begun_folder, named_folder, not_all_finished
 from atoll.experiment.places import check_places, only_one
 from atoll.experiment.planning import PlanReport, SpecLike, as_spec, plan
-from atoll.experiment.records import COMPARISON_FILE, ENSEMBLE_FILE, RUNS_FOLDER, Run, short
+from atoll.experiment.records import COMPARISON_FILE, ENSEMBLE_FILE, RUNS_FOLDER, Run
 from atoll.experiment.running import Wanted, pinned, run_together
 from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.study import EnsembleArm, Member, Study, study_of
@@ -239,7 +239,7 @@ class _Workshop:
         """
         failed = {name: one for name, one in ended.items() if not isinstance(one, Run)}
         if failed:
-            raise _failed(self.folder, failed, len(ended))
+            raise not_all_finished(self.folder, failed, len(ended))
         runs = {name: one for name, one in ended.items() if isinstance(one, Run)}
         for one in runs.values():
             check_comparable(one)
@@ -309,20 +309,6 @@ def _groups(study: Study) -> list[tuple[str, list[Member]]]:
             if name in members:
                 groups.setdefault(label, []).append(members.pop(name))
     return list(groups.items())
-
-
-def _failed(folder: Path, failed: Mapping[str, BaseException], total: int) -> MembersFailed:
-    stories = []
-    for name, error in failed.items():
-        first, *more = str(error).splitlines() or [type(error).__name__]
-        stories.append("\n".join([f"{name}: {first}", *(f"  {line}" for line in more)]))
-    error = MembersFailed(f"{len(failed)} of {total} runs did not finish; the others did.\n" + "\n".join(stories))
-    for cause in failed.values():
-        for note in getattr(cause, "__notes__", ()):
-            if "replay" in note:
-                error.add_note(note)
-    error.add_note(f"When the cause is gone, these go on alone: atoll resume {short(folder)}")
-    return error
 
 
 # ---- join -----------------------------------------------------------------------------------------------------------

@@ -19,24 +19,25 @@ from atoll.experiment.records import (
     RUNS_FOLDER,
     STORE_FILE,
     TOLD,
+    is_sweep,
 )
 from atoll.runtime.store import SqliteJournal
 
 __all__ = ["Entry", "State", "list_runs", "run_entry"]
 
 State = Literal["running", "finished", "interrupted", "elsewhere", "not begun", "damaged"]
-_REPORTS = (Path("comparison") / "comparison.html", Path(ENSEMBLE_FILE))
+_REPORTS = (Path("comparison") / "comparison.html", Path("comparison") / "trials.csv", Path(ENSEMBLE_FILE))
 #: files that name a folder as one of ours; an empty folder is one whose run died in its first moments
 _OURS = (JOURNAL_FILE, STORE_FILE, COMPARISON_FILE, "spec.yaml", ".lock")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of a run or a comparison.
+    """One folder of a run, or of several: a comparison, an ensemble or a sweep.
 
     Attributes:
         name: the folder, as `atoll resume` takes it; of a run of a comparison COMPARISON/RUN.
-        kind: run or comparison.
+        kind: run; sweep; or comparison, ensembles included.
         state: running: a process of this machine works on it now; interrupted: it was begun and did not end, by
             whatever cause, and can be resumed; elsewhere: it keeps itself in a shared store, of which this folder has
             no copy yet; not begun: its process died before there was anything to keep;
@@ -55,7 +56,7 @@ class Entry:
     """
 
     name: str
-    kind: Literal["run", "comparison"]
+    kind: Literal["run", "comparison", "sweep"]
     state: State
     step: int = 0
     stop: int | None = None
@@ -189,8 +190,9 @@ def _comparison(folder: Path, children: list[Path]) -> Entry:
     if wanted is not None and (folder / ENSEMBLE_FILE).is_file():
         wanted = max(wanted, len(runs))  # with the runs that fit over-archs
     done = sum(run.state == "finished" for run in runs)
+    kind: Literal["comparison", "sweep"] = "sweep" if is_sweep(folder) else "comparison"
     found = Entry(
-        folder.name, "comparison", "interrupted", done, wanted, size_bytes=size_bytes, written_s=written_s, runs=runs,
+        folder.name, kind, "interrupted", done, wanted, size_bytes=size_bytes, written_s=written_s, runs=runs,
         unpublished_rows=sum(run.unpublished_rows for run in runs),
         unpublished_files=sum(run.unpublished_files for run in runs) + (not _is_told(folder)),
     )  # fmt: skip

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from atoll import spec as sp
-from atoll.errors import InfrastructureError, Problem, SpecError
+from atoll.errors import InfrastructureError, MembersFailed, Problem, SpecError
 from atoll.experiment.places import only_one
-from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, STORE_FILE
+from atoll.experiment.records import COMPARISON_FILE, JOURNAL_FILE, STORE_FILE, short
 from atoll.experiment.running import keyed_folder, new_folder
 from atoll.experiment.storing import check_store
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import MlflowTracker, RunInfo, preflight
 
-__all__ = ["begin_parent", "begun_folder", "named_folder"]
+__all__ = ["begin_parent", "begun_folder", "named_folder", "not_all_finished"]
 
 
 def named_folder(key: str | None, spec: sp.Spec, runs_folder: Path) -> tuple[Path | None, bool]:
@@ -66,7 +66,7 @@ def begin_parent(folder: Path, spec: sp.Spec, tracker: MlflowTracker, num_runs: 
     """Finds or makes the MLflow run above the runs of `folder`; returns its id.
 
     Args:
-        folder: of a comparison or an ensemble.
+        folder: of a comparison, an ensemble or a sweep.
         spec: of all of it.
         tracker: of the parent run.
         num_runs: how many runs there will be, where the comparison's arms and seeds do not say it.
@@ -86,3 +86,18 @@ def begin_parent(folder: Path, spec: sp.Spec, tracker: MlflowTracker, num_runs: 
         return str(facts["parent_run_id"])  # the service is away: the runs' rows wait in their journals
     LocalFiles(folder).write(COMPARISON_FILE, json.dumps({**facts, "parent_run_id": parent_id}).encode())
     return parent_id
+
+
+def not_all_finished(folder: Path, failed: Mapping[str, BaseException], total: int) -> MembersFailed:
+    """What to tell where some of several runs did not finish: each with its reason, and how to go on with them."""
+    stories = []
+    for name, error in failed.items():
+        first, *more = str(error).splitlines() or [type(error).__name__]
+        stories.append("\n".join([f"{name}: {first}", *(f"  {line}" for line in more)]))
+    found = MembersFailed(f"{len(failed)} of {total} runs did not finish; the others did.\n" + "\n".join(stories))
+    for cause in failed.values():
+        for note in getattr(cause, "__notes__", ()):
+            if "replay" in note:
+                found.add_note(note)
+    found.add_note(f"When the cause is gone, these go on alone: atoll resume {short(folder)}")
+    return found
