@@ -153,7 +153,11 @@ def driver_of(words: str) -> int | None:
             arguments = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"python" in arguments[0] and any(words.encode() in one for one in arguments[1:]) and b"submit" not in arguments:
+        if (
+            b"python" in arguments[0]
+            and any(words.encode() in one for one in arguments[1:])
+            and b"submit" not in arguments
+        ):
             return int(path.name)
     return None
 

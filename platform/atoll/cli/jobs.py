@@ -107,7 +107,9 @@ def jobs(
 def logs(
     job: JobName,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends; its exit code is the command's.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Until the job ends; its exit code is the command's.")
+    ] = False,
 ) -> None:
     """What a job printed."""
     from atoll.experiment.attempts import find_job

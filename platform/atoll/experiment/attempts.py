@@ -14,7 +14,17 @@ from atoll.errors import Problem, SpecError
 if TYPE_CHECKING:
     from atoll.runtime.jobs import Job
 
-__all__ = ["attempts_of", "exit_code_of", "find_job", "key_of", "may_go_on", "reached", "run_key", "split_id", "story_of"]
+__all__ = [
+    "attempts_of",
+    "exit_code_of",
+    "find_job",
+    "key_of",
+    "may_go_on",
+    "reached",
+    "run_key",
+    "split_id",
+    "story_of",
+]
 
 _BUG, _REFUSED, _FAILED, _INTERRUPTED = 1, 2, 3, 130
 #: Ray never started it: another attempt would wait for the same

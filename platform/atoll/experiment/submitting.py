@@ -1,7 +1,7 @@
 """`atoll submit`: experiments as jobs on a Ray cluster.
 
 The spec is checked here before anything is sent; what needs the data is checked there, where the data may lie. A job's
-name is a function of its spec: whoever submits the same one again finds the job that runs, or resumes the one that died.
+name is a function of its spec: submitted again, the job that runs is found, or the one that died goes on.
 """
 
 from __future__ import annotations

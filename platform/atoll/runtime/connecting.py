@@ -198,7 +198,7 @@ def _parsed(address: str) -> Any:
     raise _refuse(_SERVER, address, _SERVER_FORM, "jobs are sent by HTTP", hint)
 
 
-def ask(address: str, path: str, timeout_s: float = _PROBE_S) -> dict[str, Any]:
+def ask(address: str, path: str, timeout_s: float | None = None) -> dict[str, Any]:
     """The JSON object that the server at `address` has at `path`.
 
     Raises:
@@ -208,7 +208,7 @@ def ask(address: str, path: str, timeout_s: float = _PROBE_S) -> dict[str, Any]:
     token = token_in(os.environ)
     request = urllib.request.Request(address.rstrip("/") + path, headers=_headers(token))
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s or _PROBE_S) as answer:
             found = json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with closing(error):

@@ -16,7 +16,15 @@ from atoll import spec as sp
 from atoll.errors import InfrastructureError, SpecError
 from atoll.experiment import orders, submitting
 from atoll.experiment.attempts import (
-    attempts_of, exit_code_of, find_job, key_of, may_go_on, reached, run_key, split_id, story_of,
+    attempts_of,
+    exit_code_of,
+    find_job,
+    key_of,
+    may_go_on,
+    reached,
+    run_key,
+    split_id,
+    story_of,
 )  # fmt: skip
 from atoll.experiment.orders import Driver, waiting_story
 from atoll.experiment.submitting import see_through, stop_job, submit
@@ -37,7 +45,7 @@ def test_a_key_is_a_name_and_a_digest() -> None:
     longer = {"stop": {"server_steps": 99}, "tracking": {"uri": "http://m:5"}, "runtime": {"kind": "ray", "lanes": 4}}
     assert key_of(sp.parse(tiny(**longer))) == key_of(spec), "the same experiment goes on"
     assert key_of(sp.parse(tiny(seed=4))) != key_of(spec)
-    assert key_of(sp.parse(tiny(name="a b/ü"))).startswith("a-b-")
+    assert key_of(sp.parse(tiny(name="a b/c"))).startswith("a-b-")
 
 
 def test_several_runs_have_a_key_of_their_own() -> None:
@@ -120,7 +128,9 @@ def test_why_a_job_waits() -> None:
     assert waiting_story(Driver(1), nodes).startswith("waits for CPU: 1: nodes that have it are busy")
     assert waiting_story(Driver(1, {"disk": 1}), nodes).startswith("waits")
     assert waiting_story(Driver(1, {"disk": 2}), nodes).startswith("no node")
-    assert waiting_story(Driver(1, labels={"zone": "b"}), nodes).startswith("no node that fits: it asks for CPU: 1, zone=b")
+    assert waiting_story(Driver(1, labels={"zone": "b"}), nodes).startswith(
+        "no node that fits: it asks for CPU: 1, zone=b"
+    )
     assert waiting_story(Driver(1), []) == "waits for a node with CPU: 1"
     assert "; 7 more" in waiting_story(Driver(9), [nodes[1]] * 12)
 
@@ -174,7 +184,7 @@ def test_variables_for_the_job() -> None:
     assert "OTHER" not in found
     assert found["OMP_NUM_THREADS"] == "1"
     assert int(found["RAY_JOB_STOP_WAIT_TIME_S"]) > 90, "a run may take so long to its step boundary"
-    with pytest.raises(SpecError, match="A.*\n.*B"):
+    with pytest.raises(SpecError, match=r"A.*\n.*B"):
         orders.environment_for(["A", "B"], {})
 
 
@@ -189,7 +199,9 @@ def test_the_command_finds_spec_and_folder(tmp_path: Path) -> None:
 
     def typed(command: str) -> list[str]:
         shell = ["sh", "-c", command]
-        return subprocess.run(shell, cwd=job, env=environment, capture_output=True, text=True, check=True).stdout.split("\n")
+        return subprocess.run(shell, cwd=job, env=environment, capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )
 
     arguments = ["-m", "atoll", "run"]
     assert typed(orders.entrypoint_of("k", None))[:7] == [str(job), *arguments, "spec.yaml", "--key", "k"]
