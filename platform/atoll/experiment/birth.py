@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import atoll
 from atoll import spec as sp
 from atoll.data import ClientData
 from atoll.errors import Problem, SpecError
 from atoll.experiment.clustering import cluster_inputs
 from atoll.plan import profile_digest
+from atoll.runtime.software import software
 
 __all__ = ["Birth", "born", "differences"]
 
-#: what decides bits: a change elsewhere, in a table or a message, does not end a run
-_ROOMS = ("aggregation", "data", "evaluation", "learner", "models", "plan", "population", "timeline")
-_MODULES = ("messages.py", "rng.py", "schedules.py")
-_PACKAGES = ("torch", "numpy", "pyarrow")
 #: sections whose change leaves the state in a snapshot usable, so that `--force` can go on
 _FORCEABLE = ("client", "evaluation")
 
@@ -72,30 +63,7 @@ def born(spec: sp.Spec, data: ClientData, run_key: str, arm: str, parent_run_id:
         "model.init_from": "none" if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest(),
         **cluster_inputs(spec, data),
     }
-    return Birth(sp.to_dict(spec), dict(_software()), inputs, run_key, arm, parent_run_id)
-
-
-@functools.cache
-def _software() -> Mapping[str, str]:
-    found = {
-        "atoll": atoll.__version__,
-        "atoll's code": _code_digest(),
-        "python": ".".join(map(str, sys.version_info[:2])),
-    }
-    found |= {name: metadata.version(name) for name in _PACKAGES}
-    # Kernels are chosen by what the processor can do: the same build has other bits on another kind.
-    found["processor"] = " ".join(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
-    return found
-
-
-def _code_digest() -> str:
-    sha = hashlib.sha256()
-    package = Path(atoll.__file__).parent
-    files = [package / name for name in _MODULES]
-    files += [path for room in _ROOMS for path in (package / room).rglob("*.py")]
-    for path in sorted(files):
-        sha.update(path.read_bytes())
-    return sha.hexdigest()[:16]
+    return Birth(sp.to_dict(spec), dict(software()), inputs, run_key, arm, parent_run_id)
 
 
 def differences(old: Birth, new: Birth, old_spec: sp.Spec, new_spec: sp.Spec) -> tuple[list[Problem], list[Problem]]:

@@ -91,6 +91,7 @@ def run_of(
         metrics=dict(result.metrics),
         wall_s=result.wall_s,
         busy_s=result.busy_s,
+        pool_s=result.pool_s,
         workers=spec.runtime.most_workers if isinstance(spec.runtime, sp.RayRuntime) else 1,
         reason=result.reason,
         tracking_uri=uri,

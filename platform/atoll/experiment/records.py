@@ -22,10 +22,12 @@ __all__ = [
     "RESULT_FILE",
     "RUNS_FOLDER",
     "STORE_FILE",
+    "SWEEP_FILE",
     "TOLD",
     "Run",
     "find_folder",
     "is_ensemble",
+    "is_sweep",
     "load",
     "read_result",
     "run_folders",
@@ -37,6 +39,8 @@ RUNS_FOLDER = "runs"
 JOURNAL_FILE, RESULT_FILE, COMPARISON_FILE = "journal.db", "result.json", "comparison.json"
 #: how an ensemble came out
 ENSEMBLE_FILE = "ensemble.json"
+#: what a sweep is, what it tried and what came out
+SWEEP_FILE = "sweep.json"
 #: says where a run keeps itself that keeps itself elsewhere
 STORE_FILE = "store.txt"
 #: meta key of the journal: whether the tracking store has everything that is told at the end
@@ -46,6 +50,11 @@ TOLD = "told"
 def is_ensemble(folder: Path) -> bool:
     """Whether a folder of several runs is an ensemble's, and not a comparison's."""
     return sp.load(folder / "spec.yaml").ensemble is not None
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder of several runs is a sweep's."""
+    return (folder / SWEEP_FILE).is_file()
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,10 @@ class Run:
         metrics: of the last evaluation.
         wall_s: wall time of the run itself.
         busy_s: wall time that workers spent in client training and evaluation.
-        workers: client pools.
+        workers: client pools at most.
         reason: why it stopped.
         tracking_uri, experiment: where it is logged.
+        pool_s: wall time that workers had a place, summed; 0.0 in process.
         durable_s: wall time that snapshots and commits took.
         unpublished_rows: rows that the tracking service has not taken; they are in the journal.
         lost_pools: worker processes that died or hung and were replaced.
@@ -95,6 +105,7 @@ class Run:
     reason: str
     tracking_uri: str
     experiment: str
+    pool_s: float = 0.0
     durable_s: float = 0.0
     unpublished_rows: int = 0
     lost_pools: int = 0
@@ -104,8 +115,8 @@ class Run:
 
     @property
     def overhead_share(self) -> float:
-        """Share of the workers' wall time that was not client training or evaluation: 1 − busy / (workers · wall)."""
-        return max(0.0, 1.0 - self.busy_s / max(self.workers * self.wall_s, 1e-9))
+        """Share of the workers' wall time that was not client training or evaluation."""
+        return max(0.0, 1.0 - self.busy_s / max(self.pool_s or self.workers * self.wall_s, 1e-9))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -34,4 +34,10 @@ def session_for(spec: sp.Spec, store_bytes: int = 0) -> AbstractContextManager[A
     from atoll.runtime.session import RaySession
 
     store_bytes = runtime.object_store_bytes or max(_LEAST_STORE_BYTES, store_bytes)
-    return RaySession(runtime.workers, runtime.gpus_per_worker, store_bytes)
+    return RaySession(
+        runtime.least_workers,
+        runtime.gpus_per_worker,
+        store_bytes,
+        most_workers=runtime.most_workers,
+        labels=runtime.labels,
+    )

@@ -7,8 +7,6 @@ block.
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ from atoll.messages import BlockResult, ModelVersion
 from atoll.runtime.changes import Change, apply_change, newer
 from atoll.runtime.packing import Packed, unpacked
 from atoll.runtime.parts import Publisher
+from atoll.runtime.places import Place
 from atoll.runtime.publishing import Batch, Sending
 from atoll.runtime.work import evaluate_version, one_thread, train_blocks
 
@@ -65,16 +64,16 @@ class ClientPool:
 
     def open(
         self, run: int, make_learner: Callable[[], Trainer], make_evaluator: Callable[[], Evaluator], epoch: int
-    ) -> tuple[str, int]:
+    ) -> Place:
         """Prepares run number `run` for the coordinator of this epoch, forgetting what had the number before.
 
         Returns:
-            Where this pool runs: host and process id.
+            Where this pool runs, and on what.
         """
         self._tenants.pop(run, None)
         self._tenants[run] = _Tenant(epoch, make_learner(), make_evaluator)
         one_thread()
-        return _place()
+        return Place.here()
 
     def beginning(self, make_aggregator: Callable[[AggregatorState | None], Aggregator]) -> AggregatorState:
         """A run's state at version 0: a custom module makes its weights with torch, which the coordinator lacks."""
@@ -136,11 +135,6 @@ class ClientPool:
         return tenant
 
 
-def _place() -> tuple[str, int]:
-    """Host and process id."""
-    return socket.gethostname(), os.getpid()
-
-
 def _release_memory(error: ClientWorkError) -> None:
     """Gives a GPU's cached memory back, so that the next try has all of it."""
     if error.is_out_of_memory:
@@ -157,10 +151,10 @@ class TrackerShell:
     def __init__(self) -> None:
         self._sending: dict[int, Sending] = {}
 
-    def open(self, run: int, make_publisher: Callable[[], Publisher]) -> tuple[str, int]:
+    def open(self, run: int, make_publisher: Callable[[], Publisher]) -> Place:
         """Takes up run number `run`; returns where it runs. The service is contacted with the first batch."""
         self._sending[run] = Sending(make_publisher)
-        return _place()
+        return Place.here()
 
     def send(self, run: int, batch: Batch) -> str:
         """Sends; returns the service's id of the run; raises where the service does not take it."""

@@ -18,6 +18,7 @@ from atoll.aggregation import Step
 from atoll.messages import Block
 from atoll.plan import Planner, Window
 from atoll.runtime.dispatch import Dispatcher
+from atoll.runtime.elastic import OpenWork
 from atoll.runtime.events import (
     Checkpoint,
     Evaluated,
@@ -30,6 +31,7 @@ from atoll.runtime.events import (
     OutOfMemory,
     PoolLost,
     PoolReady,
+    PoolRetired,
     RecordEvaluation,
     RecordStep,
     StepsClosed,
@@ -143,6 +145,10 @@ class Coordinator:
         """Version at which the run ends, as far as is known."""
         return self._stop_at
 
+    def open_work(self) -> OpenWork:
+        """What could be done at the same time now."""
+        return self._dispatcher.open_work(len(self._to_evaluate))
+
     def share(self, num_runs: int) -> None:
         """So many runs share the pools now."""
         self._dispatcher.share(num_runs)
@@ -186,6 +192,8 @@ class Coordinator:
                 again = lost(pool, is_out_of_memory=is_out_of_memory, is_work_to_blame=is_to_blame)
             case PoolReady(pool):
                 self._dispatcher.pool_ready(pool)
+            case PoolRetired(pool):
+                self._dispatcher.pool_retired(pool)
             case SumsLost(blocks):
                 for block in blocks:
                     if block.step.max() >= self.version:

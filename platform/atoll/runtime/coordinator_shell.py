@@ -6,8 +6,10 @@ from typing import Any
 
 from atoll.errors import AtollError, FencedError, Interrupted
 from atoll.runtime.calls import Calls
+from atoll.runtime.elastic import together
 from atoll.runtime.parts import Outcome, Parts
 from atoll.runtime.run_shell import RunShell
+from atoll.runtime.scaling import Scaling
 from atoll.runtime.session import RaySession
 from atoll.runtime.shared import SharedPools, SharedTracker
 
@@ -19,9 +21,9 @@ _POLL_S = 0.25
 class CoordinatorShell:
     """Runs each of `runs` to its own end; one that fails does not take the others down."""
 
-    def __init__(self, runs: list[Parts], pools: list[Any], tracker: Any, gpus_per_worker: float) -> None:
+    def __init__(self, runs: list[Parts], pools: list[Any], tracker: Any, session: RaySession) -> None:
         self._parts, self._handles, self._tracker_handle = runs, pools, tracker
-        self._session = RaySession(len(pools), gpus_per_worker)
+        self._session = session
         self._runs: list[RunShell] = []
         self._is_stopped = False
         self._progress: list[dict[str, float]] = [{} for _ in runs]
@@ -43,6 +45,7 @@ class CoordinatorShell:
         self._runs = runs
         pools = SharedPools(self._handles, self._session, calls, list(runs))
         tracker = SharedTracker(self._tracker_handle, self._session, calls, list(runs))
+        scaling = Scaling(self._session, pools, calls)
         try:
             for run in runs:
                 run.start(pools, tracker)
@@ -50,6 +53,7 @@ class CoordinatorShell:
                 try:
                     calls.take(_POLL_S)
                     self._replace_the_overdue(calls, pools, tracker)
+                    scaling.turn(lambda: together(run.open_work() for run in runs))
                 except FencedError:
                     raise
                 except AtollError as error:  # of what they share: nobody can go on
@@ -57,6 +61,7 @@ class CoordinatorShell:
                         run.failed(error)
                 self._turn(runs)
         finally:
+            scaling.close()
             for run in runs:
                 run.close()
         return [run.outcome or Interrupted(f"stopped at server step {run.version}") for run in runs]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from atoll.errors import ClientWorkError, InfrastructureError
 from atoll.messages import Block
+from atoll.runtime.elastic import OpenWork
 from atoll.runtime.events import Evaluate, Train
 
 __all__ = ["Dispatcher"]
@@ -87,6 +88,10 @@ class Dispatcher:
     def pool_ready(self, pool: int) -> None:
         """`pool` can take work."""
         self._pools.add(pool)
+
+    def pool_retired(self, pool: int) -> None:
+        """`pool` gets no more work; its open calls will come back."""
+        self._pools.discard(pool)
 
     def returned(self, call_id: int, busy_s: float) -> None:
         """A training call came back; one that was given up already is ignored."""
@@ -177,6 +182,14 @@ class Dispatcher:
     def versions_in_evaluation(self) -> list[int]:
         """Versions that pools evaluate now."""
         return [call.version for call in self._calls.values() if call.version is not None]
+
+    def open_work(self, num_evaluations: int = 0) -> OpenWork:
+        """What pools have, and what they could have now, with so many evaluations that nobody has taken."""
+        blocks = len(self._ready) + num_evaluations + sum(len(call.blocks) or 1 for call in self._calls.values())
+        if not self._cost_s:
+            return OpenWork(blocks, None)
+        cost = sum(cost for *_, cost in self._ready) + num_evaluations * self._evaluation_cost
+        return OpenWork(blocks, self._cost_s * (cost + sum(call.cost for call in self._calls.values())))
 
     def evaluate(self, version: int) -> Evaluate | None:
         """Gives the evaluation of `version` to a pool, if there is one."""

@@ -24,6 +24,7 @@ __all__ = [
     "OutOfMemory",
     "PoolLost",
     "PoolReady",
+    "PoolRetired",
     "RecordEvaluation",
     "RecordStep",
     "StepsClosed",
@@ -86,6 +87,13 @@ class PoolReady:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRetired:
+    """This pool gets no more work; what it has it will return."""
+
+    pool: int
+
+
+@dataclass(frozen=True, slots=True)
 class SumsLost:
     """These blocks were trained, but their sums never reached the aggregator."""
 
@@ -107,7 +115,7 @@ class WorkFailed:
     error: ClientWorkError
 
 
-Event = Trained | StepsClosed | Evaluated | PoolLost | PoolReady | SumsLost | OutOfMemory | WorkFailed
+Event = Trained | StepsClosed | Evaluated | PoolLost | PoolReady | PoolRetired | SumsLost | OutOfMemory | WorkFailed
 
 
 def failed_call(call: int, error: ClientWorkError) -> Event:

@@ -21,6 +21,7 @@ from ray.exceptions import (
 )
 
 from atoll.errors import AtollError
+from atoll.runtime.places import Place
 
 __all__ = ["PROCESS_LOST", "SUMS_LOST", "RollBack", "end_process", "is_of", "told"]
 
@@ -56,18 +57,18 @@ def told(error: BaseException, what: str) -> BaseException:
     return error
 
 
-def end_process(actor: Any, place: tuple[str, int] | None) -> None:
+def end_process(actor: Any, place: Place | None) -> None:
     """Ends what was lost for good: a process that only was out of reach, or stopped, must not linger.
 
     Args:
         actor: its handle.
-        place: host and process id, if it ever told them; Ray's own way does not reach a stopped process.
+        place: if it ever told it; Ray's own way does not reach a stopped process.
     """
     with contextlib.suppress(RayError, ValueError):
         ray.kill(actor)
-    if place is not None and place[0] == socket.gethostname() and _is_worker_here(place[1]):
+    if place is not None and place.host == socket.gethostname() and _is_worker_here(place.pid):
         with contextlib.suppress(OSError):
-            os.kill(place[1], signal.SIGKILL)
+            os.kill(place.pid, signal.SIGKILL)
 
 
 def _is_worker_here(pid: int) -> bool:

@@ -119,6 +119,7 @@ class RunResult:
         metrics: values of the last evaluation.
         wall_s: wall time from the first instruction to the last, summed over attempts.
         busy_s: wall time that pools spent in training and evaluation, summed over pools and attempts.
+        pool_s: wall time that pools had a place, summed over pools and attempts; 0.0 inline.
         durable_s: wall time that snapshots and commits took, in the aggregator's and the coordinator's process.
         unpublished_rows: rows that the tracking service did not take; they stay in the journal.
         lost_pools: pools that died or hung and were replaced.
@@ -136,6 +137,7 @@ class RunResult:
     metrics: Mapping[str, float]
     wall_s: float
     busy_s: float
+    pool_s: float = 0.0
     durable_s: float = 0.0
     unpublished_rows: int = 0
     lost_pools: int = 0

@@ -20,7 +20,7 @@ _MOST_SNAPSHOT_SHARE, _MOST_COMMIT_SHARE, _COMMIT_AT_LEAST_EVERY_S = 0.03, 0.01,
 #: Snapshots that are kept: the newest, and one to fall back on where it cannot be read.
 _KEPT_SNAPSHOTS = 2
 #: meta keys of the journal
-ENDED, _WALL_S, _BUSY_S, _DURABLE_S = "ended", "wall_s", "busy_s", "durable_s"
+ENDED, _WALL_S, _BUSY_S, _POOL_S, _DURABLE_S = "ended", "wall_s", "busy_s", "pool_s", "durable_s"
 _ATTEMPTS, _LOST_POOLS, _LEFT_OUT = "attempts", "lost_pools", "left_out"
 
 
@@ -55,6 +55,8 @@ class Recorder:
         self._started = self._committed = self._saved = time.perf_counter()
         self._wall_before_s = float(journal.get(_WALL_S) or 0.0)
         self.busy_s = float(journal.get(_BUSY_S) or 0.0)
+        self.pool_s = float(journal.get(_POOL_S) or 0.0)
+        self._pools_seen_s: float | None = None
         #: wall seconds spent on snapshots and commits
         self.durable_s = float(journal.get(_DURABLE_S) or 0.0)
         #: how often the run was begun or taken up, this time included
@@ -112,6 +114,13 @@ class Recorder:
     def end(self, end: Finish) -> None:
         """The run is over."""
         self._end, self._ended_s = end, self.wall_s
+
+    def pools_are(self, number: int) -> None:
+        """So many client pools have had a place since the last call."""
+        wall_s = self.wall_s
+        if self._pools_seen_s is not None:
+            self.pool_s += number * (wall_s - self._pools_seen_s)
+        self._pools_seen_s = wall_s
 
     def _add_rows(self, step: int, values: Mapping[str, float]) -> None:
         now = timestamp_ms()
@@ -181,6 +190,7 @@ class Recorder:
         meta = {
             _WALL_S: repr(self.wall_s),
             _BUSY_S: repr(self.busy_s),
+            _POOL_S: repr(self.pool_s),
             _DURABLE_S: repr(self.durable_s),
             _ATTEMPTS: str(self.attempts),
             _LOST_POOLS: str(self.lost_pools),
@@ -235,6 +245,7 @@ def result_of(
         metrics=recorder.last_evaluation,
         wall_s=recorder.wall_s,
         busy_s=recorder.busy_s,
+        pool_s=recorder.pool_s,
         durable_s=recorder.durable_s,
         unpublished_rows=journal.num_pending,
         lost_pools=recorder.lost_pools,

@@ -18,6 +18,7 @@ from atoll.errors import AtollError, ClientWorkError, FencedError
 from atoll.messages import Block
 from atoll.runtime.aggregating import DurableAggregator
 from atoll.runtime.bundles import Bundles
+from atoll.runtime.elastic import OpenWork
 from atoll.runtime.events import (
     Checkpoint,
     Evaluate,
@@ -30,6 +31,7 @@ from atoll.runtime.events import (
     Instruction,
     PoolLost,
     PoolReady,
+    PoolRetired,
     RecordEvaluation,
     RecordStep,
     StepsClosed,
@@ -114,6 +116,12 @@ class RunShell:
     def is_training(self) -> bool:
         """Whether it may still have work for the pools."""
         return self._state in ("opening", "running")
+
+    def open_work(self) -> OpenWork:
+        """What pools could do for this run at the same time now."""
+        if self._attempt is None or self._state != "running":
+            return OpenWork(0, None)
+        return self._attempt.coordinator.open_work()
 
     def check(self) -> None:
         """Raises FencedError where another coordinator has taken this run over."""
@@ -232,7 +240,7 @@ class RunShell:
         if self._state != "opening" or self._attempt is not None or self._aggregator is None:
             return
         waited_s = time.monotonic() - self._opened_at
-        if len(self._open_pools) < len(self._pools) and not (self._open_pools and waited_s > _ALL_POOLS_S):
+        if len(self._open_pools) < self._pools.num_wanted and not (self._open_pools and waited_s > _ALL_POOLS_S):
             return
         self._attempt = begin(self.parts, self._journal, self._aggregator.taken, sorted(self._open_pools))
         self._state = "running"
@@ -255,6 +263,7 @@ class RunShell:
             if self._state == "running" and (self._end is not None or self.is_stopped):
                 self._begin_to_end()
             recorder = self._attempt.recorder
+            recorder.pools_are(self._pools.num_placed)
             recorder.lost_pools, self._lost_pools = recorder.lost_pools + self._lost_pools, 0
             if self._state == "running":
                 self._save()
@@ -317,6 +326,16 @@ class RunShell:
                 self._asked_pool = None
                 self._ask_for_beginning()
             self._handle(PoolLost(pool, is_out_of_memory, is_work_to_blame))
+
+    def pool_retired(self, pool: int) -> None:
+        """A pool gets no more work."""
+        self._open_pools.discard(pool)
+        with self.guarded():
+            self._handle(PoolRetired(pool))
+
+    def pool_gone(self, pool: int) -> None:
+        """A pool that was retired has ended."""
+        self._bundles.lost(pool)
 
     def tracker_lost(self, error: BaseException) -> None:
         """The tracker is gone; what was under way is sent again."""

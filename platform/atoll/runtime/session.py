@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atoll.errors import Problem, SpecError
 from atoll.runtime.actors import ClientPool, TrackerShell
+from atoll.runtime.demand import Places
 from atoll.runtime.orphans import end_orphans
 from atoll.runtime.store.scratch import Scratch, abandoned
 
@@ -49,16 +50,22 @@ class RaySession:
     """Starts an embedded Ray with a private temp directory, ports and token; or connects where RAY_ADDRESS is set.
 
     Attributes:
-        num_workers: client pools, ≥ 1.
+        num_workers: client pools, ≥ 1; those that stay where there may be more.
         gpus_per_worker: logical GPUs per pool; 0 for CPU pools. Fractions must divide 1 (0.5, 0.25 …).
         object_store_bytes: of the embedded Ray.
         num_gpus: logical GPUs of the embedded Ray; those that Ray finds if None. Placement can be tested without any.
+        most_workers: client pools at most, while a coordinator works; `num_workers` if less.
+        labels: that the nodes of pools must have.
     """
 
     num_workers: int
     gpus_per_worker: float = 0.0
     object_store_bytes: int | None = None
     num_gpus: int | None = None
+    most_workers: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: whether others use this Ray too
+    is_shared: bool = False
     pools: list[Any] = field(default_factory=list)
     tracker: Any = None
     _scratch: Scratch | None = None
@@ -68,10 +75,19 @@ class RaySession:
     #: index → the pool, or last the tracker, that has answered before: it has a place
     _answered: dict[int, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.most_workers = max(self.most_workers, self.num_workers)
+
+    def places(self) -> Places:
+        """What each pool takes."""
+        resources = [("CPU", 1.0)] + ([("GPU", self.gpus_per_worker)] if self.gpus_per_worker else [])
+        return Places(tuple(resources), tuple(sorted(self.labels.items())))
+
     def __enter__(self) -> RaySession:
         if not ray.is_initialized():
             self._start_ray()
             self._check_gpus()
+        self.is_shared = self._scratch is None
         self.pools = [self.new_pool() for _ in range(self.num_workers)]
         self.tracker = self.new_tracker()
         self.is_new = True
@@ -92,7 +108,7 @@ class RaySession:
             # Inherited by every process of this Ray: with a runtime environment each would start a second late.
             ray.init(
                 address="local",
-                num_cpus=self.num_workers + 1,
+                num_cpus=self.most_workers + 1,
                 num_gpus=self.num_gpus,
                 include_dashboard=False,
                 object_store_memory=self.object_store_bytes or _DEFAULT_STORE_BYTES,
@@ -104,16 +120,17 @@ class RaySession:
     def _check_gpus(self) -> None:
         """An embedded Ray never grows: pools without a place would wait for ever."""
         there = float(ray.cluster_resources().get("GPU", 0.0))
-        if self._scratch is not None and self.num_workers * self.gpus_per_worker > there:
+        if self._scratch is not None and self.most_workers * self.gpus_per_worker > there:
             self.__exit__(None, None, None)
-            found = f"{self.num_workers} with runtime.gpus_per_worker {self.gpus_per_worker:g}"
+            found = f"{self.most_workers} with runtime.gpus_per_worker {self.gpus_per_worker:g}"
             rule, hint = f"workers for {there:g} GPUs", "lower either, or set RAY_ADDRESS to a cluster with more"
             raise SpecError([Problem("runtime.workers", found, rule, "Ray found no more on this machine", hint)])
 
     def new_pool(self) -> Any:
         """A fresh client pool: one process with one CPU, or with its share of a GPU."""
         actor = ray.remote(num_cpus=1, num_gpus=self.gpus_per_worker, max_restarts=0, max_task_retries=0)(ClientPool)
-        return actor.options(enable_task_events=False).remote()
+        labels = {"label_selector": dict(self.labels)} if self.labels else {}
+        return actor.options(enable_task_events=False, **labels).remote()
 
     def new_tracker(self) -> Any:
         """A fresh tracker process."""
@@ -124,7 +141,12 @@ class RaySession:
         from atoll.runtime.coordinator_shell import CoordinatorShell
 
         actor = self._beside_driver(CoordinatorShell).options(max_concurrency=3)
-        return actor.remote(runs, self.pools, self.tracker, self.gpus_per_worker)
+        return actor.remote(runs, self.pools, self.tracker, self._bare())
+
+    def _bare(self) -> RaySession:
+        """What a coordinator needs of it to make pools and trackers of the same kind."""
+        kind = (self.num_workers, self.gpus_per_worker, self.object_store_bytes, self.num_gpus, self.most_workers)
+        return RaySession(*kind, dict(self.labels), self.is_shared)
 
     def _beside_driver(self, kind: type) -> Any:
         """An actor on this very node: the run's folder, and a tracking store in a file, are on its disk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,7 +14,9 @@ from atoll.errors import InfrastructureError
 from atoll.runtime.calls import Calls
 from atoll.runtime.losses import PROCESS_LOST, end_process, is_of, told
 from atoll.runtime.parts import Parts
+from atoll.runtime.places import Place, check_same
 from atoll.runtime.session import RaySession
+from atoll.runtime.software import software
 from atoll.runtime.stopping import Patience
 
 __all__ = ["SharedPools", "SharedTracker", "Tenant"]
@@ -56,6 +59,14 @@ class Tenant(Protocol):
         """A pool is gone, and what it did for this run."""
         ...
 
+    def pool_retired(self, pool: int) -> None:
+        """A pool gets no more work."""
+        ...
+
+    def pool_gone(self, pool: int) -> None:
+        """A pool that was retired has ended."""
+        ...
+
     def failed(self, error: BaseException) -> None:
         """Something that this run asked for raised."""
         ...
@@ -68,34 +79,104 @@ class Tenant(Protocol):
 class SharedPools:
     """Client pools that train for several runs in the order in which they are asked.
 
-    Every run holds a bounded number of calls at a pool, so that runs with work get equal shares of its time.
+    Every run holds a bounded number of calls at a pool, so that runs with work get equal shares of its time. There are
+    as many slots as there may ever be pools; `resize` fills and empties them.
 
     Args:
-        handles: of the pools.
+        handles: of the pools that there are.
         session: makes new ones.
         calls: of this process.
         tenants: the runs.
     """
 
     def __init__(self, handles: list[Any], session: RaySession, calls: Calls, tenants: list[Tenant]) -> None:
-        self._handles, self._session, self._calls, self._tenants = list(handles), session, calls, tenants
-        self._life = [0] * len(handles)
-        #: pool → host and process id, once it has answered
-        self._places: dict[int, tuple[str, int]] = {}
+        empty = [None] * (session.most_workers - len(handles))
+        self._handles: list[Any] = [*handles, *empty]
+        self._session, self._calls, self._tenants = session, calls, tenants
+        self._life = [0] * len(self._handles)
+        #: pool → where it is, once it has answered
+        self._places: dict[int, Place] = {}
+        #: pools that get no more work
+        self._retiring: set[int] = set()
+        #: what decides bits where the first pool is; the versions are those of this process
+        self._processor: str | None = None
         #: per pool, runs that owe the answers of its calls, in the order in which they were sent
-        self._order: list[list[tuple[int, int]]] = [[] for _ in handles]
+        self._order: list[list[tuple[int, int]]] = [[] for _ in self._handles]
         self._next_call = 0
         self._patience = Patience("a client pool", _MOST_LOST_POOLS)
+        #: pools lost so far
+        self.num_lost = 0
 
     def __len__(self) -> int:
+        """Slots."""
         return len(self._handles)
 
     def __getitem__(self, pool: int) -> Any:
         return self._handles[pool]
 
+    @property
+    def num_wanted(self) -> int:
+        """Pools that work, or will once they have a place."""
+        return len(self._working())
+
+    @property
+    def num_placed(self) -> int:
+        """Pools that work."""
+        return sum(pool in self._places for pool in self._working())
+
+    def _working(self) -> list[int]:
+        return [pool for pool, one in enumerate(self._handles) if one is not None and pool not in self._retiring]
+
+    def resize(self, number: int) -> None:
+        """As many pools as this, between none and the number of slots.
+
+        New ones prepare themselves for every run. Those that go are the ones without a place, then those on the nodes
+        with the fewest, so that whole nodes become idle; they finish what they have first.
+        """
+        working = self._working()
+        free = [pool for pool, handle in enumerate(self._handles) if handle is None]
+        for pool in free[: max(0, number - len(working))]:
+            self._handles[pool] = self._session.new_pool()
+            for tenant in self._tenants:
+                if tenant.epoch and not tenant.is_over:
+                    self._open(pool, tenant)
+        for pool in self._leaving(working)[: max(0, len(working) - number)]:
+            self._retiring.add(pool)
+            for tenant in self._tenants:
+                if not tenant.is_over:
+                    tenant.pool_retired(pool)
+            self._end_if_through(pool)
+
+    def _leaving(self, working: list[int]) -> list[int]:
+        """Pools in the order in which they may go."""
+        here = ray.get_runtime_context().get_node_id()
+        nodes = Counter(place.node_id for pool, place in self._places.items() if pool in working)
+
+        def key(pool: int) -> tuple[int, int, str, int]:
+            place = self._places.get(pool)
+            if place is None:
+                return 0, 0, "", -pool
+            return 1 + (place.node_id == here), nodes[place.node_id], place.node_id, -pool
+
+        return sorted(working, key=key)
+
+    def _end_if_through(self, pool: int) -> None:
+        if pool in self._retiring and not self._order[pool]:
+            self._empty(pool)
+
+    def _empty(self, pool: int) -> None:
+        """The slot is free again."""
+        self._retiring.discard(pool)
+        self._life[pool] += 1
+        self._calls.forget(pool)
+        end_process(self._handles[pool], self._places.pop(pool, None))
+        self._handles[pool] = None
+        for tenant in self._tenants:
+            tenant.pool_gone(pool)
+
     def open(self, tenant: Tenant) -> None:
         """Every pool prepares itself for this run, which then hears `pool_ready`."""
-        for pool in range(len(self)):
+        for pool in self._working():
             self._open(pool, tenant)
 
     def _open(self, pool: int, tenant: Tenant) -> None:
@@ -106,14 +187,15 @@ class SharedPools:
             if self._life[pool] != life:
                 return
             try:
-                self._places[pool] = ray.get(ready)
+                place: Place = ray.get(ready)
             except PROCESS_LOST as error:
                 self.replace(pool, error)
             except (RayTaskError, RayError) as error:
                 if epoch == tenant.epoch:
                     tenant.failed(told(error, "a client pool"))
             else:
-                if epoch == tenant.epoch:
+                self._placed(pool, place)
+                if epoch == tenant.epoch and pool not in self._retiring:
                     tenant.pool_ready(pool)
 
         if pool in self._places:
@@ -122,10 +204,25 @@ class SharedPools:
             # No deadline: on a cluster a new pool may wait for a place, and others do its work meanwhile.
             self._calls.expect(opened, done)
 
+    def _placed(self, pool: int, place: Place) -> None:
+        """Notes where a pool is; refuses one that would end in other bits than the others.
+
+        Raises:
+            SpecError: what differs there.
+        """
+        self._places[pool] = place
+        if self._session.gpus_per_worker:
+            expected = {**software(), "processor": place.software["processor"]}
+        else:
+            self._processor = self._processor or place.software["processor"]
+            expected = {**software(), "processor": self._processor}
+        check_same(place, expected, "on the other nodes")
+
     def close(self, tenant: Tenant) -> None:
         """Pools forget this run."""
         for handle in self._handles:
-            handle.close.remote(tenant.number)
+            if handle is not None:
+                handle.close.remote(tenant.number)
 
     def watch(self, pool: int, tenant: Tenant, reference: Any, then: Callable[[Any], None]) -> None:
         """Runs `then` on the value of a pool's call, or replaces the pool where it died."""
@@ -145,17 +242,17 @@ class SharedPools:
                     return
                 value, found = None, told(error, "weights that a client pool asked for")
             self._order[pool].remove(call)
-            if epoch != tenant.epoch:
-                return
-            if found is not None:
-                tenant.failed(found)
-            else:
-                then(value)
+            if epoch == tenant.epoch:
+                if found is not None:
+                    tenant.failed(found)
+                else:
+                    then(value)
+            self._end_if_through(pool)
 
         self._calls.ask(pool, reference, handle)
 
     def replace(self, pool: int, error: BaseException) -> None:
-        """A pool died or hangs: a fresh one takes its number, and every run is told.
+        """A pool died or hangs: a fresh one takes its number, unless it was to go, and every run is told.
 
         Raises:
             InfrastructureError: too many in a row.
@@ -166,7 +263,10 @@ class SharedPools:
         for tenant in self._tenants:
             tenant.check()  # a process that was taken for dead must not end what its successor works with
         end_process(self._handles[pool], self._places.pop(pool, None))
-        self._handles[pool] = self._session.new_pool()
+        is_needed = pool not in self._retiring
+        self._retiring.discard(pool)
+        self._handles[pool] = self._session.new_pool() if is_needed else None
+        self.num_lost += 1
         # Only what ran can be to blame, and calls run in the order in which they were sent.
         running = self._order[pool][0][1] if self._order[pool] else None
         self._order[pool] = []
@@ -175,7 +275,8 @@ class SharedPools:
             if not tenant.is_over:
                 is_to_blame = tenant.number == running and not is_out_of_reach
                 tenant.pool_lost(pool, is_out_of_memory=is_memory, is_work_to_blame=is_to_blame)
-                self._open(pool, tenant)
+                if is_needed:
+                    self._open(pool, tenant)
 
     @staticmethod
     def silent(pool: int, allowed_s: float) -> InfrastructureError:
@@ -188,7 +289,7 @@ class SharedTracker:
 
     def __init__(self, handle: Any, session: RaySession, calls: Calls, tenants: list[Tenant]) -> None:
         self._handle, self._session, self._calls, self._tenants = handle, session, calls, tenants
-        self._place: tuple[str, int] | None = None
+        self._place: Place | None = None
 
     def open(self, tenant: Tenant) -> None:
         """The tracker takes up this run."""

@@ -170,7 +170,7 @@ def test_diverged_clients_are_measured(uri: str, tmp_path: Path) -> None:
 
 
 def test_another_software_is_told(finished: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atoll.experiment.birth._software", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("atoll.experiment.birth.software", lambda: {"torch": "0.1"})
     said = Said()
     replay("buffered", int(tasks(finished)[0]), runs_folder=root, say=said)
     assert any("software: torch" in text and "bits may differ" in text for text in said)

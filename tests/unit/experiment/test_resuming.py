@@ -152,8 +152,8 @@ def test_other_software_is_told_and_forced_at_a_price(
 ) -> None:
     expected = run(base, key="whole", runs_folder=tmp_path)
     interrupted(base, tmp_path)
-    software = {**birth_module._software(), "torch": "1.2.3"}
-    monkeypatch.setattr(birth_module, "_software", lambda: software)
+    software = {**birth_module.software(), "torch": "1.2.3"}
+    monkeypatch.setattr(birth_module, "software", lambda: software)
     with pytest.raises(SpecError, match=r"software: torch: got 1.2.3; need \S+, as the run was begun.*--force"):
         resume("mine", runs_folder=tmp_path)
     forced = resume("mine", force=True, runs_folder=tmp_path)

@@ -464,3 +464,32 @@ def test_an_evaluation_takes_as_much_of_a_pool_as_the_last_one_did() -> None:
     while more := [call for call in rest if made.returned(call.call, 0.1) is None]:
         calls, rest = calls + more, list(made.train())
     assert sorted(number for call in calls for number in ids(call)) == list(range(12))
+
+
+# ---- what could be done at the same time --------------------------------------------------------------------------
+
+
+def test_open_work_is_what_pools_have_and_what_they_could_have() -> None:
+    made = dispatcher([0], [block(0), block(1)])
+    assert made.open_work(1).blocks == 3
+    assert made.open_work().seconds is None, "nothing has come back yet"
+    (first, _) = made.train()
+    made.returned(first.call, 0.5)
+    assert made.open_work().blocks == 1
+    assert made.open_work().seconds == pytest.approx(0.5)
+    for number in range(2, 6):
+        made.add(block(number))
+    assert made.open_work().blocks == 5
+    assert made.open_work().seconds == pytest.approx(2.5)
+
+
+def test_a_retired_pool_gets_nothing_more_and_its_calls_count() -> None:
+    made = dispatcher([0, 1], [block(number) for number in range(4)])
+    calls = list(made.train())
+    assert {call.pool for call in calls} == {0, 1}
+    made.pool_retired(1)
+    made.add(block(9))
+    for call in calls:
+        made.returned(call.call, 0.01)
+    assert {call.pool for call in made.train()} == {0}
+    assert made.open_work().blocks == 1

@@ -9,6 +9,7 @@ import pytest
 
 from atoll.errors import SpecError
 from atoll.runtime import session as module
+from atoll.runtime.demand import Places
 from atoll.runtime.session import RaySession
 
 
@@ -115,3 +116,14 @@ def test_what_died_since_the_run_before_is_replaced_and_what_waits_for_a_place_g
         session.revive()
         assert [new is old for new, old in zip(session.pools, pools, strict=True)] == [True, False, True]
         assert (session.tracker is old_tracker) == (tracker != "dead")
+
+
+def test_pools_may_be_more_while_a_coordinator_works(stand_in: SimpleNamespace) -> None:
+    stand_in.cluster_resources = lambda: {"CPU": 9.0, "GPU": 4.0}
+    with RaySession(1, gpus_per_worker=0.5, most_workers=8, labels={"zone": "b", "kind": "a"}) as session:
+        assert len(session.pools) == 1
+        assert stand_in.options["num_cpus"] == 9
+        assert not session.is_shared
+        assert session.places() == Places((("CPU", 1.0), ("GPU", 0.5)), (("kind", "a"), ("zone", "b")))
+        bare = session._bare()
+        assert (bare.num_workers, bare.most_workers, bare.labels, bare.pools) == (1, 8, session.labels, [])

@@ -1,0 +1,70 @@
+"""The broker: one detached actor per Ray cluster that divides places among drivers and tells the autoscaler the sum.
+
+`request_resources` is one global slot of a Ray cluster: each call replaces the one before. So one process makes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from atoll.runtime.demand import Ask, Leases, Places
+
+__all__ = ["DemandBroker", "find_broker"]
+
+_NAMESPACE, _NAME = "atoll", "demand-broker"
+#: how often leases are looked at, and how often an unchanged demand is told again
+_EVERY_S, _AGAIN_S = 2.0, 30.0
+#: a resource that the head alone has: the broker should not go with a node that is given back
+_ON_HEAD = {"node:__internal_head__": 0.001}
+
+
+class DemandBroker:
+    """Shell of `Leases`; begins empty when it dies, and hears of everybody again within seconds."""
+
+    def __init__(self) -> None:
+        self._leases, self._lock = Leases(), threading.Lock()
+        self._told: tuple[float, list[tuple[Places, int]]] = (0.0, [])
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def renew(self, driver: str, ask: Ask) -> int:
+        """How many pools `driver` may have now."""
+        with self._lock:
+            granted = self._leases.renew(driver, ask, time.monotonic())
+            self._tell()
+            return granted
+
+    def release(self, driver: str) -> None:
+        """`driver` needs none any more."""
+        with self._lock:
+            self._leases.release(driver)
+            self._tell()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_EVERY_S)
+            with self._lock:
+                self._leases.expire(time.monotonic())
+                self._tell()
+
+    def _tell(self) -> None:
+        """Tells the autoscaler what all leases need together."""
+        floor, now = self._leases.floor(), time.monotonic()
+        if floor == self._told[1] and (not floor or now - self._told[0] < _AGAIN_S):
+            return
+        bundles = [dict(places.resources) for places, number in floor for _ in range(number)]
+        labels = [dict(places.labels) for places, number in floor for _ in range(number)]
+        with contextlib.suppress(Exception):  # told again soon; pools that wait for a place are demand too
+            request_resources(bundles=bundles, **({"bundle_label_selectors": labels} if any(labels) else {}))
+            self._told = now, floor
+
+
+def find_broker() -> Any:
+    """The cluster's broker, made where there is none. On the head, where it costs no CPU."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, resources=_ON_HEAD)(DemandBroker)
+    return actor.options(name=_NAME, namespace=_NAMESPACE, lifetime="detached", get_if_exists=True).remote()
