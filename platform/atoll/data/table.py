@@ -71,11 +71,15 @@ class ClientTable:
         """int64 [num_clients], training examples of every data client. Pure."""
         return self.trains[: self.num_clients]
 
-    def gather(self, client_ids: I64, positions: I64) -> dict[str, Array]:
-        """Examples at positions [L, B] of clients [L]; see `ClientData.gather`. One indexing operation per array."""
+    def rows_of(self, client_ids: I64, positions: I64) -> I64:
+        """The row of each position [L, B] of clients [L]; padding is the client's first one. Pure."""
         client = np.asarray(client_ids) % self.num_clients
         padded = np.where(positions < self.trains[client][:, None], positions, 0)
-        return self._rows(self.starts[client][:, None] + padded)
+        return np.asarray(self.starts[client][:, None] + padded)
+
+    def gather(self, client_ids: I64, positions: I64) -> dict[str, Array]:
+        """Examples at positions [L, B] of clients [L]; see `ClientData.gather`. One indexing operation per array."""
+        return self._rows(self.rows_of(client_ids, positions))
 
     def held_out(self) -> dict[str, HeldOut]:
         """The named test rows, "seen" and "unseen", as far as the data has them. Pure."""

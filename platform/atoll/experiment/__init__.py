@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ComparisonRun",
+    "Diagnosis",
     "Driver",
     "EnsemblePlan",
     "EnsembleRun",

@@ -92,10 +92,14 @@ def build_learner(spec: sp.Spec, identity: str) -> Trainer:
             grid=grid,
             seed=spec.seed,
         )
+    import torch
+
+    from atoll.learner.resident import resident_examples
+
     make = le.Learner if kernel == "lanes" else le.SingleLearner
     return make(
         model=lane_model_of(spec, data.shape),
-        gather=gather,
+        gather=resident_examples(data, torch.device(spec.runtime.device_class)) or gather,
         work=work,
         grid=grid,
         seed=spec.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from atoll.plan import (
     PlanSettings,
     PlanSummary,
     SummaryBuilder,
+    Window,
     check_memory,
     lookahead_steps,
     profile_digest,
@@ -128,12 +129,13 @@ def make_planner(spec: sp.Spec, data: ClientData, shape: ModelShape) -> Planner:
     return Planner(timeline, PlanSettings(lanes, ahead, identity), weighting_of(spec))
 
 
-def plan(spec: SpecLike, *overrides: str) -> PlanReport:
+def plan(spec: SpecLike, *overrides: str, on_window: Callable[[Window], None] | None = None) -> PlanReport:
     """Plans an experiment without training anything.
 
     Args:
         spec: a Spec, a mapping, or the path of a YAML file.
         overrides: `dotted.key=value`.
+        on_window: called with every window, in order.
 
     Raises:
         SpecError: wrong input, all problems at once.
@@ -154,11 +156,13 @@ def plan(spec: SpecLike, *overrides: str) -> PlanReport:
     planner = make_planner(resolved, data, shape)
     steps, lanes = resolved.stop.server_steps, planner.settings.lanes
     builder = SummaryBuilder(steps, lanes, shape.bytes)
-    window = planner.advance()
-    builder.add(window)
-    while window.end_step < steps:
+    is_planned = False
+    while not is_planned:
         window = planner.advance()
         builder.add(window)
+        if on_window is not None:
+            on_window(window)
+        is_planned = window.end_step >= steps
     summary = builder.build()
     _check_memory(resolved, summary, shape, lanes)
     counts = data.counts()

@@ -1,29 +1,34 @@
 """`atoll tune`: which kernel and lane width train a model fastest on this machine, kept in a profile table.
 
 Measurement never enters a plan by itself (design.md 9.1): a spec names the table, `runtime.profile`, and what the table
-says of its model is then pinned in the resolved spec.
+says of its model is then pinned in the resolved spec. What blocks and evaluations cost with the fastest choice is
+measured too: `atoll plan --pools` predicts wall times from it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from atoll import spec as sp
 from atoll.data import ClientData
 from atoll.errors import SpecError
-from atoll.experiment.building import build_learner
+from atoll.experiment.building import build_evaluator, build_learner
 from atoll.experiment.modelling import first_version, kernel_of, kernel_problems, lanes_of, shape_of
 from atoll.experiment.opened import data_of, opened_once
 from atoll.experiment.planning import SpecLike, as_spec, make_planner
-from atoll.experiment.profile import read_profile
+from atoll.experiment.profile import COSTS, read_profile
+from atoll.learner.devices import device_name
 from atoll.messages import Block, ModelVersion
-from atoll.plan import Kernel
+from atoll.plan import Kernel, WorkCosts
 from atoll.runtime.store import LocalFiles
+from atoll.runtime.work import one_thread
 
 __all__ = ["Timing", "Tuned", "tune"]
 
@@ -36,6 +41,10 @@ _WIDTHS: Mapping[Kernel, tuple[int, ...]] = {
 _PASSES = 4
 #: A kernel whose first width needs more seconds per client update than this many times the best is not tried further.
 _HOPELESS = 3.0
+#: seconds after which no further pass begins
+_LONG_S = 5.0
+#: blocks that are timed one by one for what a block costs
+_FITTED_BLOCKS = 6
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,18 @@ class Tuned:
     Attributes:
         model: identity of the model's shape, which the table is looked up by.
         device_class: where it was measured.
+        machine: its processor or GPU.
         timings: all that was measured, fastest first.
+        costs: seconds of one pool with the fastest choice; `example_s` is of one epoch.
         default: what `auto` takes without a table.
         path: the table.
     """
 
     model: str
     device_class: str
+    machine: str
     timings: tuple[Timing, ...]
+    costs: WorkCosts
     default: tuple[str, int]
     path: Path
 
@@ -112,10 +125,17 @@ def tune(
         timings.sort(key=lambda one: -one.client_updates_per_s)
         device_class = resolved.runtime.device_class
         found = Tuned(
-            shape.identity, device_class, tuple(timings), (kernel_of(resolved), lanes_of(resolved, shape)), Path(path)
+            model=shape.identity,
+            device_class=device_class,
+            machine=device_name(device_class),
+            timings=tuple(timings),
+            costs=_costs(resolved, data, timings[0]),
+            default=(kernel_of(resolved), lanes_of(resolved, shape)),
+            path=Path(path),
         )
     kept = [one for one in entries if (one["model"], one["device_class"]) != (found.model, device_class)]
     entry = {"model": found.model, "name": resolved.model.kind, "device_class": device_class, **asdict(found.best)}
+    entry |= {"machine": found.machine} | {name: getattr(found.costs, name) for name in COSTS}
     text = json.dumps({"profile": [*kept, entry]}, indent=1) + "\n"
     LocalFiles(found.path.parent).write(found.path.name, text.encode())
     return found
@@ -135,21 +155,71 @@ def _choices(spec: sp.Spec) -> Iterator[tuple[Kernel, tuple[int, ...]]]:
 
 
 def _measure(spec: sp.Spec, data: ClientData, kernel: Kernel, lanes: int) -> Timing:
-    chosen = sp.derived(spec, {"runtime.kernel": kernel, "runtime.lanes": lanes})
-    planner, learner = make_planner(chosen, data, shape_of(chosen, data.shape)), build_learner(chosen, data.identity)
-    first = first_version(chosen, data.shape)
-    blocks: list[Block] = []
-    while sum(block.num_lanes for block in blocks) < max(2 * lanes, 64):
-        blocks += planner.advance().blocks
-    versions = {
-        int(version): ModelVersion(int(version), first.dense, first.tables)
-        for block in blocks
-        for version in block.start_version
-    }
-    learner.train_all(blocks[:1], versions)  # compiles, fills caches
-    seconds = []
-    for _ in range(_PASSES):
+    bench = _Bench(_chosen(spec, kernel, lanes), data)
+    return Timing(kernel, lanes, round(bench.num_lanes / bench.seconds(bench.blocks), 1))
+
+
+def _chosen(spec: sp.Spec, kernel: str, lanes: int) -> sp.Spec:
+    return sp.derived(spec, {"runtime.kernel": kernel, "runtime.lanes": lanes})
+
+
+class _Bench:
+    """Blocks of a spec's first server steps, all from version 0, and what trains them in this process."""
+
+    def __init__(self, spec: sp.Spec, data: ClientData) -> None:
+        planner = make_planner(spec, data, shape_of(spec, data.shape))
+        self._learner = build_learner(spec, data.identity)
+        one_thread()  # as in a pool
+        self.first = first_version(spec, data.shape)
+        self.blocks: list[Block] = []
+        while self.num_lanes < max(2 * planner.settings.lanes, 64):
+            self.blocks += planner.advance().blocks
+        self._versions = {
+            version: ModelVersion(version, self.first.dense, self.first.tables)
+            for version in sorted(set().union(*(block.start_version.tolist() for block in self.blocks)))
+        }
+        self._learner.train_all(self.blocks[:1], self._versions)  # compiles, fills caches
+
+    @property
+    def num_lanes(self) -> int:
+        """Client updates."""
+        return sum(block.num_lanes for block in self.blocks)
+
+    def seconds(self, blocks: Sequence[Block]) -> float:
+        """To train them, at best."""
+        return _best(lambda: self._learner.train_all(blocks, self._versions))
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several passes; of one or two where these take long."""
+    seconds: list[float] = []
+    while len(seconds) < _PASSES and sum(seconds) < _LONG_S:
         started = time.perf_counter()
-        learner.train_all(blocks, versions)
+        work()
         seconds.append(time.perf_counter() - started)
-    return Timing(kernel, lanes, round(sum(block.num_lanes for block in blocks) / min(seconds), 1))
+    return min(seconds)
+
+
+def _costs(spec: sp.Spec, data: ClientData, best: Timing) -> WorkCosts:
+    """What a block costs by its lanes and examples: the plan's own blocks and parts of them, fitted without negatives.
+
+    Scaled so that all blocks together cost what they cost in one call, as pools train them.
+    """
+    from scipy.optimize import nnls
+
+    chosen = _chosen(spec, best.kernel, best.lanes)
+    bench = _Bench(chosen, data)
+    few = bench.blocks[:_FITTED_BLOCKS]
+    samples = [*few, *(block.lane(0) for block in few), *(block.lane(block.num_lanes - 1) for block in few)]
+    measured = np.array([bench.seconds([block]) for block in samples])
+    epochs = chosen.client.epochs
+    features = np.array([(1.0, block.num_lanes, epochs * int(block.num_examples.sum())) for block in samples])
+    # relative errors: a long block is no more important than a short one
+    found, _ = nnls(features / measured[:, None], np.ones(len(samples)))
+    together = np.array(
+        [len(bench.blocks), bench.num_lanes, epochs * sum(int(block.num_examples.sum()) for block in bench.blocks)]
+    )
+    found *= bench.seconds(bench.blocks) / float(together @ found)
+    evaluator = build_evaluator(chosen, data.identity)
+    block_s, update_s, example_s = found.tolist()
+    return WorkCosts(block_s, update_s, example_s, _best(lambda: evaluator.evaluate(bench.first)))

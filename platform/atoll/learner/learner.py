@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from atoll.learner.devices import make_repeatable
 from atoll.learner.precision import HalfLanes
+from atoll.learner.resident import ResidentVersions, on_device
 from atoll.learner.rows import TouchedRows, touched_rows
 from atoll.learner.sums import partial_sums
 from atoll.learner.work import ClientWork, Gather, example_order
@@ -47,11 +49,8 @@ class Learner:
         self._gather, self._work, self._grid = gather, work, grid
         self._seed, self._device = seed, torch.device(device)
         self._model = model if work.precision == "float32" else HalfLanes(model, self._device)
-        if self._device.type == "cuda":
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
+        make_repeatable(self._device)
+        self._resident = ResidentVersions(self._device)
 
     def train(self, block: Block, versions: Mapping[int, ModelVersion]) -> BlockResult:
         """Trains every lane of `block` from its start version.
@@ -64,7 +63,7 @@ class Learner:
             One PartialSum per server step that the block contributes to, steps ascending.
         """
         with torch.inference_mode(False):
-            run = _BlockRun(block, versions, self._model, self._gather, self._device)
+            run = _BlockRun(block, versions, self._model, self._gather, self._resident, self._device)
             for epoch in range(self._work.epochs):
                 self._epoch(run, epoch)
         deltas, rows = run.deltas()
@@ -80,19 +79,22 @@ class Learner:
         order = example_order(self._seed, run.block.task_id, run.block.num_examples, epoch)
         # A padding position may name any example: its share of the loss is zero.
         flat = np.minimum(order, run.width - 1) + run.lane_begin[:, None]
+        # Once an epoch, not in every local step: a GPU works through these while the host is ahead of it.
+        chosen = on_device(flat, self._device)
+        share = on_device(_shares(run.block.num_examples, size, flat.shape[1]), self._device)
         batches = -(-run.block.num_examples // size)
         for step in range(int(batches[0])):
             active = int(np.searchsorted(-batches, -step, side="left"))
             count = np.minimum(run.block.num_examples[:active] - step * size, size)
-            width = int(count.max())
-            chosen = torch.from_numpy(flat[:active, step * size : step * size + width]).to(self._device)
-            share = torch.from_numpy(_share(count, width)).to(self._device)
-            run.step(active, chosen, share, count, self._work)
+            batch = slice(step * size, step * size + int(count.max()))
+            run.step(active, chosen[:active, batch], share[:active, batch], count, self._work)
 
 
-def _share(count: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.float32]:
-    """1/n on a lane's n real examples, else 0: float32 [M, width]."""
-    return np.where(np.arange(width) < count[:, None], 1.0 / count[:, None], 0.0).astype(np.float32)
+def _shares(num_examples: npt.NDArray[np.int64], size: int, width: int) -> npt.NDArray[np.float32]:
+    """1/n on the n real examples of each batch of a lane, else 0: float32 [L, width], batches behind one another."""
+    position = np.arange(width)
+    count = np.clip(num_examples[:, None] - position // size * size, 1, size)
+    return np.where(position < num_examples[:, None], 1.0 / count, 0.0).astype(np.float32)
 
 
 class _BlockRun:
@@ -104,6 +106,7 @@ class _BlockRun:
         versions: Mapping[int, ModelVersion],
         model: LaneModel,
         gather: Gather,
+        resident: ResidentVersions,
         device: torch.device,
     ) -> None:
         self.block, self._model, self._device = block, model, device
@@ -121,21 +124,21 @@ class _BlockRun:
             self.rows = torch.from_numpy(self.touched.start).to(device)
             self._rows_start = self.rows.clone()
         self._examples = {
-            name: torch.from_numpy(np.ascontiguousarray(value)).to(device).flatten(0, 1)
+            name: on_device(value, device).flatten(0, 1)
             for name, value in examples.items()
             if name != "c" or model.reads_codes
         }
-        self.params = self._stack(versions)
+        self.params = self._stack(versions, resident)
         self._rates: npt.NDArray[np.float64] | None = None
         self._velocity: list[Tensor] | None = None
         self._rows_velocity: Tensor | None = None
-        self._loss = np.zeros(block.num_lanes)
+        self._loss = torch.zeros(block.num_lanes, dtype=torch.float64, device=device)
         self.steps = np.zeros(block.num_lanes, dtype=np.int64)
 
-    def _stack(self, versions: Mapping[int, ModelVersion]) -> list[Tensor]:
+    def _stack(self, versions: Mapping[int, ModelVersion], resident: ResidentVersions) -> list[Tensor]:
         """One [L, *shape] tensor per parameter, each lane from its start version."""
         unique, where = np.unique(self.block.start_version, return_inverse=True)
-        flat = torch.from_numpy(np.stack([versions[int(version)].dense for version in unique])).to(self._device)
+        flat = resident.stacked([versions[int(version)] for version in unique])
         lanes, begin = len(where), 0
         #: the start versions once each, [V, *shape] per parameter; which of them each lane starts from
         self._distinct: list[Tensor] = []
@@ -169,9 +172,9 @@ class _BlockRun:
             num_rows = int(self.touched.lane_offsets[active])
             local = LocalRows(self.rows[:num_rows], self._row_index[chosen])
         found = self._model.gradients(params, local, batch, share)
-        self._loss[:active] += found.loss.cpu().numpy()
         self.steps[:active] += 1
         with torch.no_grad():
+            self._loss[:active] += found.loss
             lr = self._lane_rates(active, count, work)
             self._descend(views, found.parameters, lr, work, active)
             if found.rows is not None:
@@ -251,4 +254,5 @@ class _BlockRun:
 
     def mean_loss(self) -> npt.NDArray[np.float64]:
         """Mean training loss of each lane over its local steps."""
-        return self._loss / np.maximum(self.steps, 1)
+        mean: npt.NDArray[np.float64] = self._loss.cpu().numpy() / np.maximum(self.steps, 1)
+        return mean

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from atoll import rng
 from atoll.learner.cheaper_calls import CheaperCalls, pool_first
+from atoll.learner.devices import make_repeatable
 from atoll.learner.kernels import add_units, square_norm
 from atoll.learner.partials import LOSS_BOUND, LaneFacts, partials_of
 from atoll.learner.precision import half
+from atoll.learner.resident import ResidentVersions, on_device
 from atoll.learner.work import ClientWork, Gather, example_order
 from atoll.messages import Block, BlockResult, ModelVersion
 from atoll.models import LaneModel
@@ -54,6 +56,8 @@ class SingleLearner:
     ) -> None:
         self._gather, self._work, self._grid, self._seed = gather, work, grid, seed
         self._task, self._device = model.shape.task, torch.device(device)
+        make_repeatable(self._device)
+        self._resident = ResidentVersions(self._device)
         self._module = model.module().to(self._device).train()
         pool_first(self._module)
         self._draws = draws(self._module)
@@ -91,7 +95,7 @@ class SingleLearner:
         """Trains every lane of `block` from its start version; one PartialSum per server step, steps ascending."""
         width = int(block.num_examples[0])
         examples = {
-            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device)
+            name: on_device(value, self._device)
             for name, value in self._gather(
                 block.client_id, np.broadcast_to(np.arange(width), (block.num_lanes, width))
             ).items()
@@ -100,9 +104,10 @@ class SingleLearner:
             example_order(self._seed, block.task_id, block.num_examples, epoch) for epoch in range(self._work.epochs)
         ]
         starts = {
-            version: torch.tensor(versions[version].dense, device=self._device)
-            for version in np.unique(block.start_version).tolist()
+            version: self._resident.dense(versions[version]) for version in np.unique(block.start_version).tolist()
         }
+        self._resident.trim()
+        befores = {version: start.cpu().numpy() for version, start in starts.items()}
         steps, slots = np.unique(block.step, return_inverse=True)
         sums = np.zeros((len(steps), len(self._weights)), dtype=np.int64)
         loss, norm = np.empty(block.num_lanes), np.empty(block.num_lanes)
@@ -110,12 +115,13 @@ class SingleLearner:
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=self._draws):
             for lane in range(block.num_lanes):
-                start = starts[int(block.start_version[lane])]
+                version = int(block.start_version[lane])
+                start = starts[version]
                 of_lane = {name: value[lane] for name, value in examples.items()}
                 order = [found[lane, : block.num_examples[lane]] for found in orders]
-                rate = self._work.lr * self._work.schedule.factor(int(block.start_version[lane]))
+                rate = self._work.lr * self._work.schedule.factor(version)
                 loss[lane], local_steps[lane] = self._client(start, of_lane, order, rate, int(block.task_id[lane]))
-                before, after = start.cpu().numpy(), self._weights.cpu().numpy()
+                before, after = befores[version], self._weights.cpu().numpy()
                 norm[lane] = np.sqrt(square_norm(before, after))
                 is_healthy[lane] = norm[lane] <= self._grid.delta_bound and abs(loss[lane]) <= LOSS_BOUND
                 if is_healthy[lane]:

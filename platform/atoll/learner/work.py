@@ -15,8 +15,9 @@ from atoll.schedules import ConstantRate, Rate
 
 __all__ = ["METRICS", "ClientWork", "Gather", "Trainer", "example_order"]
 
-#: (client ids int64 [L], positions int64 [L, N]) → "x" [L, N, …], "y" [L, N], optionally "c" [L, N, G]
-Gather = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any]]]
+#: (client ids int64 [L], positions int64 [L, N]) → "x" [L, N, …], "y" [L, N], optionally "c" [L, N, G]; arrays, or
+#: tensors on the learner's device for all but "c"
+Gather = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Mapping[str, Any]]
 
 #: Per-client values that are summed exactly, in this order: mean loss over its local steps, L2 norm of its delta and
 #: its square, examples seen (epochs · n), local steps. A diverged client adds zeros.

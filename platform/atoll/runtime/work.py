@@ -11,6 +11,7 @@ import numpy as np
 
 from atoll.errors import AtollError, ClientWorkError
 from atoll.messages import Block, BlockResult, ModelVersion
+from atoll.runtime.seats import seats_here
 
 if TYPE_CHECKING:
     from atoll.evaluation import Evaluator
@@ -29,13 +30,14 @@ def one_thread() -> None:
 
 
 def train_blocks(learner: Trainer, blocks: Sequence[Block], versions: Mapping[int, ModelVersion]) -> list[BlockResult]:
-    """`learner.train_all`.
+    """`learner.train_all`, at a time when there is room for a block on the device.
 
     Raises:
         ClientWorkError: client code raised. Every lane is then trained alone, to name the client that is to blame.
     """
     try:
-        return learner.train_all(blocks, versions)
+        with seats_here():
+            return learner.train_all(blocks, versions)
     except AtollError:
         raise
     except Exception as error:

@@ -299,6 +299,19 @@ def _runtime(runtime: RayRuntime) -> Iterator[Finding]:
     if runtime.gpus_per_worker == 0 and runtime.device_class == "cuda":
         rule, why = "a number > 0 when runtime.device_class is cuda", "Ray hides the GPUs from a worker without any"
         yield paths, Problem(paths[0], got, rule, why, "Set runtime.gpus_per_worker, such as 1 or 0.5")
+    elif runtime.gpus_per_worker > 0 and not _is_unit_fraction(runtime.gpus_per_worker):
+        rule, why = "1, or exactly 1/n of a GPU: 0.5, 0.25, 0.2, 0.125 …", "A worker trains on one GPU, and n share it"
+        why = why if runtime.gpus_per_worker > 1 else "Other parts leave a rest that no worker fits into, and it waits"
+        yield paths[:1], Problem(paths[0], got, rule, why, f"Set {_nearest_fraction(runtime.gpus_per_worker)}")
+
+
+def _is_unit_fraction(value: float) -> bool:
+    """1/n, as near as Ray counts: ten-thousandths."""
+    return value <= 1 and abs(1 / value - round(1 / value)) * value < 1e-4
+
+
+def _nearest_fraction(value: float) -> str:
+    return "1" if value >= 1 else f"{1 / max(1, int(1 / value)):.4g}"
 
 
 def _repeated(path: str, values: Sequence[Any]) -> Iterator[Finding]:

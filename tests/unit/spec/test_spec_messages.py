@@ -271,6 +271,16 @@ def messages(*overrides, base=BASE):
             "from a worker without any. Set runtime.gpus_per_worker, such as 1 or 0.5.",
         ),
         (
+            ["runtime.device_class=cuda", "runtime.gpus_per_worker=0.3"],
+            "runtime.gpus_per_worker: got 0.3; need 1, or exactly 1/n of a GPU: 0.5, 0.25, 0.2, 0.125 …. Other parts "
+            "leave a rest that no worker fits into, and it waits. Set 0.3333.",
+        ),
+        (
+            ["runtime.device_class=cuda", "runtime.gpus_per_worker=2"],
+            "runtime.gpus_per_worker: got 2; need 1, or exactly 1/n of a GPU: 0.5, 0.25, 0.2, 0.125 …. A worker trains "
+            "on one GPU, and n share it. Set 1.",
+        ),
+        (
             ["runtime.kernel=compiled", "model={kind: custom, factory: 'm:f'}"],
             "runtime.kernel: got compiled for custom on cpu; need a kernel that there is: compiled for logistic, mlp, "
             "wide_deep, dlrm without history, on cpu. Leave it at auto.",
