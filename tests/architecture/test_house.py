@@ -33,6 +33,7 @@ ONLY_IN = {
     "mlflow": {"tracking"},
     "ray": {"runtime"},
     "numba": {"learner", "timeline"},
+    "optuna": {"experiment"},
 }
 NEITHER_TORCH_NOR_RAY = {"cli", "spec", "plan", "timeline", "population", "data"}
 
