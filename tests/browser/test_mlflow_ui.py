@@ -120,7 +120,11 @@ class Browser:
     def click(self, selector: str, words: str = "") -> None:
         """Clicks the first element that the CSS selector finds, once it is there and holds the words."""
         found = "[...document.querySelectorAll(arguments[0])].find(one => one.innerText.includes(arguments[1]))"
-        wait_until(lambda: self.script(f"const one = {found}; one?.scrollIntoView({{block: 'center'}}); return !!one", selector, words))
+        wait_until(
+            lambda: self.script(
+                f"const one = {found}; one?.scrollIntoView({{block: 'center'}}); return !!one", selector, words
+            )
+        )
         element = self.script(f"return {found}", selector, words)
         from selenium.webdriver import ActionChains
 
@@ -186,7 +190,9 @@ def test_two_runs_compared(site: Site, browser: Browser) -> None:
 
 def test_virtual_hours_as_x_axis(site: Site, browser: Browser) -> None:
     """The same quality, drawn against the metric that is logged for that: the slower run's line is as much longer."""
-    browser.open(f"{site.url}/#/experiments/{site.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    browser.open(
+        f"{site.url}/#/experiments/{site.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
     wait_until(lambda: any(len(chart["lines"]) == len(RUNS) for chart in browser.charts()))
     card = "[data-testid='experiment-view-compare-runs-card']"
     wait_until(lambda: browser.script("return document.querySelectorAll(arguments[0]).length", card) >= len(KEYS))

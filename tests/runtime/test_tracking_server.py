@@ -1,4 +1,4 @@
-"""A team's MLflow: a real server with basic authentication, over SQLite and over PostgreSQL, and runs that log there."""
+"""A team's MLflow: a real server with basic authentication, over SQLite and over PostgreSQL; runs that log there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tiny_kit import tiny
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 PASSWORD = "correct horse battery"
-_POSTGRES = shutil.which("pg_ctl") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")))), None)
+_POSTGRES = shutil.which("pg_ctl") or next(
+    iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")))), None
+)
 
 
 def free_port() -> int:
@@ -71,7 +73,9 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip("no PostgreSQL on this machine")
     pytest.importorskip("psycopg2", reason="the driver of PostgreSQL is not installed")
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    folder = Path(subprocess.run(["mktemp", "-d", "/tmp/pgXXXXXX"], capture_output=True, text=True, check=True).stdout.strip())
+    folder = Path(
+        subprocess.run(["mktemp", "-d", "/tmp/pgXXXXXX"], capture_output=True, text=True, check=True).stdout.strip()
+    )
     if os.geteuid() == 0:
         try:
             shutil.chown(folder, user)
@@ -92,11 +96,13 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# ---- MLflow -----------------------------------------------------------------------------------------------------------
+# ---- MLflow ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def server(request: pytest.FixtureRequest, _mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(
+    request: pytest.FixtureRequest, _mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Address of an MLflow server that asks who one is; the administrator has PASSWORD."""
     pytest.importorskip("flask_wtf", reason="MLflow's authentication needs Flask-WTF")
     folder = tmp_path_factory.mktemp("server")
@@ -112,8 +118,8 @@ def server(request: pytest.FixtureRequest, _mlflow_template: Path, tmp_path_fact
     port = free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--backend-store-uri", backend,
-        "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--allowed-hosts", f"127.0.0.1:{port},localhost:{port}",
+        "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--allowed-hosts", f"127.0.0.1:{port},localhost:{port}",
     ]  # fmt: skip
     environment = {
         **os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -121,7 +127,9 @@ def server(request: pytest.FixtureRequest, _mlflow_template: Path, tmp_path_fact
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test alone",
     }  # fmt: skip
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
+        )
     uri = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: urllib.request.urlopen(f"{uri}/health", timeout=2).close() is None, 120, process.poll)
@@ -153,7 +161,9 @@ def expected(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return facts(logged(uri, tmp_path_factory.mktemp("alone")), uri)
 
 
-def test_every_row_and_file_arrives(server: str, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_and_file_arrives(
+    server: str, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log_in(monkeypatch)
     found = logged(server, tmp_path / "runs")
     assert found.unpublished_rows == 0

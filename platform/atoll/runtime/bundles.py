@@ -24,14 +24,20 @@ class Bundles:
 
     Args:
         num_pools: client pools, numbered from 0.
+        sent_bytes: what the run has sent before.
+
+    Attributes:
+        sent_bytes: of versions and changes, to pools; one that lies in the object store counts for each that asks.
     """
 
-    def __init__(self, num_pools: int) -> None:
+    def __init__(self, num_pools: int, sent_bytes: int = 0) -> None:
+        self.sent_bytes = sent_bytes
         self._models: dict[int, ModelVersion] = {}
         #: version → reference to a bundle of it alone
         self._references: dict[int, Any] = {}
         #: the last change that was made: (base, version) and its bundle; pools that go along get the same one
         self._last_change: tuple[tuple[int, int], Any] | None = None
+        self._change_bytes = 0
         self._held: list[set[int]] = [set() for _ in range(num_pools)]
         self._forget: list[list[int]] = [[] for _ in range(num_pools)]
         #: per pool the newest version sent, which changes refer to; the pool keeps it as long
@@ -52,6 +58,7 @@ class Bundles:
         missing = [self._models[version] for version in versions if version not in self._held[pool]]
         small = [model for model in missing if _bytes(model) <= _MOST_IN_CALL]
         bundles: list[Any] = [small] if small else []
+        self.sent_bytes += sum(map(_bytes, small))
         for model in sorted(missing, key=lambda one: one.version):
             if _bytes(model) > _MOST_IN_CALL:
                 bundles.append(self._bundle(model, self._bases[pool]))
@@ -76,12 +83,15 @@ class Bundles:
 
     def _bundle(self, model: ModelVersion, base: ModelVersion | None) -> Any:
         if base is not None and self._last_change is not None and self._last_change[0] == (base.version, model.version):
+            self.sent_bytes += self._change_bytes
             return self._last_change[1]
         change = change_of(base, model)
         if change is not None:
             bundle = [change] if change.nbytes <= _MOST_IN_CALL else ray.put([change])
-            self._last_change = (change.base, change.version), bundle
+            self._last_change, self._change_bytes = ((change.base, change.version), bundle), change.nbytes
+            self.sent_bytes += change.nbytes
             return bundle
+        self.sent_bytes += _bytes(model)
         if model.version not in self._references:
             self._references[model.version] = ray.put([model])
         return self._references[model.version]

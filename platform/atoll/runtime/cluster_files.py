@@ -1,4 +1,4 @@
-"""Checks the file of a Ray cluster without a cloud: Ray's own offline validation, and rules for what Ray does not check.
+"""Checks a Ray cluster's file without a cloud: by Ray's offline validation, and by rules for what Ray does not check.
 
 A mistake in such a file shows up minutes after `ray up`, on machines that cost money, or never: a head that trains
 clients, an open dashboard, stopped disks that stay. Two kinds: files of the Ray cluster launcher (`provider.type`), and
@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 from atoll import __version__
@@ -108,10 +109,8 @@ class Versions:
 
 
 def here() -> Versions:
-    """Versions of this process."""
-    import ray
-
-    return Versions(__version__, ray.__version__)
+    """What is installed here."""
+    return Versions(__version__, version("ray"))
 
 
 def check_cluster_file(config: Any, versions: Versions | None = None) -> ClusterFile:

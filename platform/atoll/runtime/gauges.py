@@ -7,6 +7,7 @@ collects no metrics. Labels are the run's name and nothing else: one time series
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ __all__ = ["COUNTERS", "GAUGES", "Figures", "Gauges", "Meter", "gauges_here", "p
 
 #: wall seconds between two emissions
 _EVERY_S = 2.0
+#: Ray's own, of every process of a Ray
+_SWITCH = "RAY_enable_metrics_collection"
 #: what only grows: field of Figures → what it says
 COUNTERS: Mapping[str, str] = {
     "client_updates": "client updates that a server step has used",
@@ -77,28 +80,37 @@ class Gauges:
     What a run had when it was first seen is where its counters begin, so that a resumed one adds no jump.
 
     Args:
-        make_meter: (name, description, whether it only grows) → the metric.
+        make_meter: (name, description, whether it only grows) → the metric; None: nothing is ever emitted.
         clock: wall seconds.
     """
 
     def __init__(
-        self, make_meter: Callable[[str, str, bool], Meter], clock: Callable[[], float] = time.monotonic
+        self, make_meter: Callable[[str, str, bool], Meter] | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._meters = {name: make_meter(f"atoll_{name}", text, True) for name, text in COUNTERS.items()}
-        self._meters |= {name: make_meter(f"atoll_{name}", text, False) for name, text in GAUGES.items()}
+        self._meters: dict[str, Meter] = {}
+        if make_meter is not None:
+            self._meters = {name: make_meter(f"atoll_{name}", text, True) for name, text in COUNTERS.items()}
+            self._meters |= {name: make_meter(f"atoll_{name}", text, False) for name, text in GAUGES.items()}
         self._clock = clock
-        self._next = clock()
+        self._next = clock() if self._meters else math.inf
         #: run → its highest figures so far
         self._highest: dict[str, dict[str, float]] = {}
 
     def emit(self, runs: Callable[[], Mapping[str, Figures]]) -> None:
-        """Emits the figures of `runs`, which is only called when it is time; a run that has gone goes to zero."""
+        """Emits the figures of `runs`, which is only called when it is time; for a run that has gone nothing waits."""
         now = self._clock()
-        if now < self._next:
-            return
-        self._next = now + _EVERY_S
-        found = runs()
-        for run, figures in found.items():
+        if now >= self._next:
+            self._next = now + _EVERY_S
+            self._emit(runs())
+
+    def close(self, runs: Callable[[], Mapping[str, Figures]]) -> None:
+        """The last figures; then nothing waits any more."""
+        if self._meters:
+            self._emit(runs())
+            self._emit({})
+
+    def _emit(self, runs: Mapping[str, Figures]) -> None:
+        for run, figures in runs.items():
             known = self._highest.setdefault(run, {name: getattr(figures, name) for name in COUNTERS})
             for name in COUNTERS:
                 added = getattr(figures, name) - known[name]
@@ -107,21 +119,15 @@ class Gauges:
                     known[name] += added
             for name in GAUGES:
                 self._meters[name].set(getattr(figures, name), run)
-        for run in self._highest.keys() - found.keys():
+        for run in self._highest.keys() - runs.keys():
             for name in GAUGES:
                 self._meters[name].set(0.0, run)
 
-    def close(self) -> None:
-        """Nothing waits any more."""
-        self._next = self._clock()
-        self.emit(dict)
 
-
-def gauges_here() -> Gauges | None:
-    """Those of this Ray; None where it collects no metrics."""
-    if os.environ.get("RAY_enable_metrics_collection", "").lower() in ("0", "false"):
-        return None
-    return Gauges(_RayMeter)
+def gauges_here() -> Gauges:
+    """Those of this Ray; silent where it collects no metrics."""
+    is_off = os.environ.get(_SWITCH, "true").lower() in ("0", "false")
+    return Gauges(None if is_off else _RayMeter)
 
 
 def prometheus_names() -> set[str]:

@@ -86,7 +86,8 @@ def check(config: Mapping[str, Any], versions: Versions) -> tuple[ClusterFile | 
         rule, why = "seconds from the request for a pod until Ray has it", "the idle timeout must be longer"
         problems.append(Problem(f"metadata.annotations.{_BOOT}", found, rule, why))
     groups = [
-        (f"spec.workerGroupSpecs[{number}]", _group(group, spec)) for number, group in enumerate(spec["workerGroupSpecs"])
+        (f"spec.workerGroupSpecs[{number}]", _group(group, spec))
+        for number, group in enumerate(spec["workerGroupSpecs"])
     ]
     problems += group_problems(groups, -math.inf if boot_s is None else boot_s)
     names = Counter(group.name for _, group in groups)
@@ -100,7 +101,9 @@ def check(config: Mapping[str, Any], versions: Versions) -> tuple[ClusterFile | 
     problems += _head_problems(spec)
     problems += _auth_problems(spec)
     problems += _version_problems(spec, versions)
-    return ClusterFile("kuberay", str(config["metadata"].get("name", "")), tuple(group for _, group in groups)), problems
+    return ClusterFile(
+        "kuberay", str(config["metadata"].get("name", "")), tuple(group for _, group in groups)
+    ), problems
 
 
 # ---- shape ----------------------------------------------------------------------------------------------------------
@@ -144,7 +147,9 @@ def _container_shapes(spec: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _misshapen(containers[0], _CONTAINER, f"{place}[0]")
         for name, value in (group.get("rayStartParams") or {}).items():
             if not isinstance(value, str):
-                yield Problem(f"{path}.rayStartParams.{name}", shown(value), "text", "KubeRay takes nothing else", "quote it")
+                yield Problem(
+                    f"{path}.rayStartParams.{name}", shown(value), "text", "KubeRay takes nothing else", "quote it"
+                )
 
 
 def _groups(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

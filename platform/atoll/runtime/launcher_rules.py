@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
+import logging
 import math
 import re
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +71,9 @@ def check(config: Mapping[str, Any], versions: Versions) -> tuple[ClusterFile | 
     kind = provider.get("type") if isinstance(provider, Mapping) else None
     if not isinstance(kind, str):
         rule = "the mapping with type: aws, gcp …"
-        return None, [Problem("provider", shown(provider), rule, "", "a KubeRay file begins with apiVersion: ray.io/v1")]
+        return None, [
+            Problem("provider", shown(provider), rule, "", "a KubeRay file begins with apiVersion: ray.io/v1")
+        ]
     if not (isinstance(types, Mapping) and types and all(isinstance(one, Mapping) for one in types.values())):
         return None, [Problem("available_node_types", shown(types), "groups of nodes by name, head included")]
     prepared, problems = _as_ray_sees_it(config)
@@ -101,21 +106,35 @@ def _as_ray_sees_it(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, l
 
     problems = [_of_schema(error) for error in Draft7Validator(ray_schema()).iter_errors(dict(config))]
     problems += [
-        Problem(f"available_node_types.{name}.resources", "none", "stated resources", "Ray would ask the cloud for them")
+        Problem(
+            f"available_node_types.{name}.resources", "none", "stated resources", "Ray would ask the cloud for them"
+        )
         for name, group in config["available_node_types"].items()
         if group.get("resources") == {}
     ]
     if problems:
         return None, problems
     try:
-        # Ray talks while it looks: of legacy fields, and of mounts that are files.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _silent():
             prepared = prepare_config(copy.deepcopy(dict(config)))
             validate_config(prepared)
     except Exception as error:  # AssertionError, KeyError, ValueError, …: whatever it is, `ray up` would end with it
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return None, [Problem("the file", "", "one that Ray's own validation accepts", why)]
     return prepared, []
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Ray talks while it looks, in three ways: of legacy fields, of defaults, of mounts that are files."""
+    log = logging.getLogger("ray")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _of_schema(error: Any) -> Problem:
@@ -243,8 +262,11 @@ def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, value if has_value else follows
 
 
+@functools.cache
 def _ray_start_flags() -> set[str]:
-    from ray.scripts.scripts import start
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own imports, at their first
+        from ray.scripts.scripts import start
 
     return {name for option in start.params for name in (*option.opts, *option.secondary_opts)}
 

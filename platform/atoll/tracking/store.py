@@ -110,8 +110,8 @@ def preflight(uri: str) -> None:
     """Refuse a tracking store that cannot be used, before anything starts.
 
     Takes at most 5 s for a server that does not answer; no time for an SQLite file that this MLflow has opened before,
-    and for a new one, which whoever opens it first initialises: MLflow, seconds to load, stays out of this process. Only
-    a server that asks for credentials is asked by MLflow itself, with those that the run will use.
+    and for a new one, which whoever opens it first initialises: MLflow, seconds to load, stays out of this process.
+    Only a server that asks for credentials is asked by MLflow itself, with those that the run will use.
 
     Raises:
         SpecError: the address is not understood or holds a password, the server does not answer or refuses the
@@ -224,7 +224,7 @@ def initialise(uri: str) -> None:
 
 
 def _connect_once(uri: str) -> None:
-    """Raises what the database's driver says: MLflow would try ten times, for minutes, to reach one that is not there."""
+    """Raises what the database's driver says: MLflow would try for minutes to reach one that is not there."""
     import sqlalchemy
 
     arguments = {"connect_timeout": _PROBE_TIMEOUT_S} if uri.startswith("postgresql") else {}

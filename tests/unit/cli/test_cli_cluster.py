@@ -10,8 +10,6 @@ from terminal_kit import Terminal, last_object
 
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
-
 
 def test_a_good_file(atoll: Terminal) -> None:
     code, out, err = atoll("cluster", "check", str(ROOT / "cluster.yaml"), "--json")
@@ -26,7 +24,9 @@ def test_a_good_file(atoll: Terminal) -> None:
 
 def test_a_bad_file_is_told_in_full(atoll: Terminal) -> None:
     text = (ROOT / "cluster.yaml").read_text()
-    text = text.replace("resources: {CPU: 0}", "resources: {CPU: 8}").replace("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0")
+    text = text.replace("resources: {CPU: 0}", "resources: {CPU: 8}").replace(
+        "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0"
+    )
     (atoll.folder / "mine.yaml").write_text(text)
     code, out, err = atoll("cluster", "check", "mine.yaml")
     assert code == 2
@@ -38,7 +38,12 @@ def test_a_bad_file_is_told_in_full(atoll: Terminal) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "an existing file"), ("a: [", "valid YAML"), ("", "the sections of a Ray cluster"), ("name: x", "provider")],
+    [
+        (None, "an existing file"),
+        ("a: [", "valid YAML"),
+        ("", "the sections of a Ray cluster"),
+        ("name: x", "provider"),
+    ],
 )
 def test_what_is_no_such_file(atoll: Terminal, text: str | None, words: str) -> None:
     if text is not None:

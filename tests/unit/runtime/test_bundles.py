@@ -64,3 +64,20 @@ def test_a_pool_that_was_lost_gets_a_whole_version(put) -> None:
     sender.lost(0)
     ((sent,),) = sender.send(0, [1])[1]
     assert isinstance(sent, ModelVersion)
+
+
+def test_what_is_sent_is_counted(put) -> None:
+    sender = Bundles(2, sent_bytes=5)
+    models = line(2, 10)
+    sender.add(models)
+    whole, change = ROWS * DIM * 4 + 4, 10 * 8 + 10 * DIM * 4 + 4
+    sender.send(0, [0])
+    sender.send(1, [0])
+    assert sender.sent_bytes == 5 + 2 * whole
+    sender.send(0, [0, 1])  # it has the first
+    sender.send(1, [1])
+    assert sender.sent_bytes == 5 + 2 * whole + 2 * change
+    small = Bundles(1)
+    small.add([ModelVersion(version, np.zeros(3, np.float32)) for version in (0, 1)])
+    small.send(0, [0, 1])
+    assert small.sent_bytes == 24

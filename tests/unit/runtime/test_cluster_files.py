@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[3]
 AWS, GCP, KUBERAY = ROOT / "cluster.yaml", ROOT / "configs/cluster/gcp.yaml", ROOT / "configs/cluster/kuberay.yaml"
 Change = Callable[[dict[str, Any]], Any]
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
-
 
 @pytest.fixture(scope="module")
 def contents() -> dict[Path, Any]:
@@ -145,36 +143,100 @@ LAUNCHER: dict[str, tuple[Change, str, str]] = {
     "no label": (drop(GROUPS, "cpu", "labels", "fl/pool"), f"{GROUPS}.cpu.labels", "the label fl/pool"),
     "GPUs labelled cpu": (put(GROUPS, "gpu", "labels", "fl/pool", to="cpu"), f"{GROUPS}.gpu.labels", "exactly where"),
     "spot unsaid": (drop(GROUPS, "cpu", "labels", "ray.io/market-type"), f"{GROUPS}.cpu.labels", "market-type: spot"),
-    "no token at the head": (swap(*HEAD_START, old="RAY_AUTH_MODE=token ", new=""), "head_start_ray_commands[1]", "export RAY_AUTH_MODE"),
-    "no token at workers": (swap(*WORKER_START, old="RAY_AUTH_MODE=token", new="A=b"), "worker_start_ray_commands[1]", "export RAY_AUTH_MODE"),
-    "token switched off": (swap(*HEAD_START, old="MODE=token", new="MODE=disabled"), "head_start_ray_commands[1]", "export RAY_AUTH_MODE"),
-    "token set too late": (put(*WORKER_START, to="ray start --address=$RAY_HEAD_IP:6379; export RAY_AUTH_MODE=token"), "worker_start_ray_commands[1]", "before `ray start`"),
-    "no token file": (drop("file_mounts", "~/.ray/auth_token"), "head_start_ray_commands[1]", "a token that reaches the node"),
+    "no token at the head": (
+        swap(*HEAD_START, old="RAY_AUTH_MODE=token ", new=""),
+        "head_start_ray_commands[1]",
+        "export RAY_AUTH_MODE",
+    ),
+    "no token at workers": (
+        swap(*WORKER_START, old="RAY_AUTH_MODE=token", new="A=b"),
+        "worker_start_ray_commands[1]",
+        "export RAY_AUTH_MODE",
+    ),
+    "token switched off": (
+        swap(*HEAD_START, old="MODE=token", new="MODE=disabled"),
+        "head_start_ray_commands[1]",
+        "export RAY_AUTH_MODE",
+    ),
+    "token set too late": (
+        put(*WORKER_START, to="ray start --address=$RAY_HEAD_IP:6379; export RAY_AUTH_MODE=token"),
+        "worker_start_ray_commands[1]",
+        "before `ray start`",
+    ),
+    "no token file": (
+        drop("file_mounts", "~/.ray/auth_token"),
+        "head_start_ray_commands[1]",
+        "a token that reaches the node",
+    ),
     "open dashboard": (swap(*HEAD_START, old="127.0.0.1", new="0.0.0.0"), "head_start_ray_commands[1]", "not open"),
     "Ray's own commands": (drop("head_start_ray_commands"), "head_start_ray_commands[1]", "not open"),
-    "open in two words": (swap(*HEAD_START, old="=127.0.0.1", new=" 0.0.0.0"), "head_start_ray_commands[1]", "not open"),
-    "no autoscaler": (swap(*HEAD_START, old="--autoscaling-config=~/ray_bootstrap_config.yaml", new=""), "head_start_ray_commands[1]", "no worker ever comes"),
-    "misspelt option": (swap(*HEAD_START, old="--metrics-export-port", new="--metric-export-port"), "head_start_ray_commands[1].--metric-export-port", "Did you mean --metrics-export-port"),
-    "a quote left open": (swap(*HEAD_START, old="--port=6379", new="--port='6379"), "head_start_ray_commands[1]", "a shell reads"),
-    "no worker start": (put("worker_start_ray_commands", to=["ray stop"]), "worker_start_ray_commands", "one `ray start --address"),
+    "open in two words": (
+        swap(*HEAD_START, old="=127.0.0.1", new=" 0.0.0.0"),
+        "head_start_ray_commands[1]",
+        "not open",
+    ),
+    "no autoscaler": (
+        swap(*HEAD_START, old="--autoscaling-config=~/ray_bootstrap_config.yaml", new=""),
+        "head_start_ray_commands[1]",
+        "no worker ever comes",
+    ),
+    "misspelt option": (
+        swap(*HEAD_START, old="--metrics-export-port", new="--metric-export-port"),
+        "head_start_ray_commands[1].--metric-export-port",
+        "Did you mean --metrics-export-port",
+    ),
+    "a quote left open": (
+        swap(*HEAD_START, old="--port=6379", new="--port='6379"),
+        "head_start_ray_commands[1]",
+        "a shell reads",
+    ),
+    "no worker start": (
+        put("worker_start_ray_commands", to=["ray stop"]),
+        "worker_start_ray_commands",
+        "one `ray start --address",
+    ),
     "stopped machines stay": (drop("provider", "cache_stopped_nodes"), "provider.cache_stopped_nodes", "need false"),
     "unknown provider key": (put("provider", "zone", to="a"), "provider.zone", "passes over"),
-    "credentials": (put("provider", "aws_credentials", to={"aws_access_key_id": "x"}), "provider.aws_credentials", "none in the file"),
-    "unknown node key": (put(GROUPS, "cpu", "node_config", "InstanceTyp", to="x"), f"{GROUPS}.cpu.node_config.InstanceTyp", "Did you mean InstanceType"),
+    "credentials": (
+        put("provider", "aws_credentials", to={"aws_access_key_id": "x"}),
+        "provider.aws_credentials",
+        "none in the file",
+    ),
+    "unknown node key": (
+        put(GROUPS, "cpu", "node_config", "InstanceTyp", to="x"),
+        f"{GROUPS}.cpu.node_config.InstanceTyp",
+        "Did you mean InstanceType",
+    ),
     "Ray's image": (drop(GROUPS, "cpu", "node_config", "ImageId"), f"{GROUPS}.cpu.node_config.ImageId", "years old"),
-    "head on spot": (put(GROUPS, "head", "node_config", "InstanceMarketOptions", to={"MarketType": "spot"}), f"{GROUPS}.head.node_config", "stays"),
+    "head on spot": (
+        put(GROUPS, "head", "node_config", "InstanceMarketOptions", to={"MarketType": "spot"}),
+        f"{GROUPS}.head.node_config",
+        "stays",
+    ),
     "another Ray": (swap("docker", "image", old="2.60.0", new="2.58.1"), f"{GROUPS}.cpu: image", "ray 2.58.1"),
-    "another atoll": (swap("setup_commands", 0, old="atoll-0.1.0", new="atoll-0.0.9"), f"{GROUPS}.head: image", "atoll 0.0.9"),
-    "GPU group of another Ray": (swap(GROUPS, "gpu", "docker", "worker_image", old="2.60.0", new="2.61.0"), f"{GROUPS}.gpu: image", "ray 2.61.0"),
+    "another atoll": (
+        swap("setup_commands", 0, old="atoll-0.1.0", new="atoll-0.0.9"),
+        f"{GROUPS}.head: image",
+        "atoll 0.0.9",
+    ),
+    "GPU group of another Ray": (
+        swap(GROUPS, "gpu", "docker", "worker_image", old="2.60.0", new="2.61.0"),
+        f"{GROUPS}.gpu: image",
+        "ray 2.61.0",
+    ),
     "nothing installed": (put("setup_commands", to=[]), f"{GROUPS}.head: image", "atoll without a version"),
     "another Python": (swap("docker", "image", old="py311", new="py39"), f"{GROUPS}.head: image", "Python 3.9"),
     "a tag that moves": (put("docker", "image", to="rayproject/ray:latest"), f"{GROUPS}.head: image", "fixed tag"),
     "an AWS key": (put("metadata", "note", to="AKIAABCDEFGHIJKLMNOP"), "metadata.note", "an AWS access key"),
-    "a token in a command": (swap(*HEAD_START, old="RAY_AUTH_MODE=token", new="RAY_AUTH_MODE=token RAY_AUTH_TOKEN=0123abc"), "head_start_ray_commands[1]", "a secret as a value"),
+    "a token in a command": (
+        swap(*HEAD_START, old="RAY_AUTH_MODE=token", new="RAY_AUTH_MODE=token RAY_AUTH_TOKEN=0123abc"),
+        "head_start_ray_commands[1]",
+        "a secret as a value",
+    ),
     "a private key": (put("metadata", "note", to="-----BEGIN RSA PRIVATE KEY-----"), "metadata.note", "a private key"),
     "a password in an address": (put("metadata", "note", to="https://me:pw@host/x"), "metadata.note", "a password"),
     "a key called password": (put("metadata", "db_password", to="hunter2"), "metadata.db_password", "secret"),
-}  # fmt: skip
+}
 
 WORKER = ("spec", "workerGroupSpecs", 1)
 BOX = (*WORKER, "template", "spec", "containers", 0)
@@ -189,18 +251,46 @@ RESOURCE: dict[str, tuple[Change, str, str]] = {
     "a list for a mapping": (put(*WORKER, "template", to=[]), f"{CPU}.template", "a mapping"),
     "a mapping for a list": (put("spec", "workerGroupSpecs", to={}), "spec.workerGroupSpecs", "a list"),
     "no containers": (put(*WORKER, "template", "spec", to={}), f"{CPU}.template.spec.containers", "a list whose first"),
-    "unknown key of the container": (put(*BOX, "imge", to="x"), f"{CPU}.template.spec.containers[0].imge", "Did you mean image"),
+    "unknown key of the container": (
+        put(*BOX, "imge", to="x"),
+        f"{CPU}.template.spec.containers[0].imge",
+        "Did you mean image",
+    ),
     "no resources": (drop(*BOX, "resources"), f"{CPU}.template.spec.containers[0].resources", "this key"),
-    "a number for Ray": (put("spec", "headGroupSpec", "rayStartParams", "num-cpus", to=0), "spec.headGroupSpec.rayStartParams.num-cpus", "quote it"),
-    "head trains": (put("spec", "headGroupSpec", "rayStartParams", "num-cpus", to="4"), "spec.headGroupSpec.rayStartParams.num-cpus", '"0" for the head'),
+    "a number for Ray": (
+        put("spec", "headGroupSpec", "rayStartParams", "num-cpus", to=0),
+        "spec.headGroupSpec.rayStartParams.num-cpus",
+        "quote it",
+    ),
+    "head trains": (
+        put("spec", "headGroupSpec", "rayStartParams", "num-cpus", to="4"),
+        "spec.headGroupSpec.rayStartParams.num-cpus",
+        '"0" for the head',
+    ),
     "no autoscaler": (drop("spec", "enableInTreeAutoscaling"), "spec.enableInTreeAutoscaling", "no worker ever"),
-    "open service": (put("spec", "headGroupSpec", "serviceType", to="LoadBalancer"), "spec.headGroupSpec.serviceType", "not open"),
+    "open service": (
+        put("spec", "headGroupSpec", "serviceType", to="LoadBalancer"),
+        "spec.headGroupSpec.serviceType",
+        "not open",
+    ),
     "ingress": (put("spec", "headGroupSpec", "enableIngress", to=True), "spec.headGroupSpec.enableIngress", "not open"),
     "no token": (put("spec", "authOptions", "mode", to="disabled"), "spec.authOptions.mode", "need token"),
-    "no authentication": (drop("spec", "authOptions"), f"{CPU}.template.spec.containers[0].env", "token authentication"),
+    "no authentication": (
+        drop("spec", "authOptions"),
+        f"{CPU}.template.spec.containers[0].env",
+        "token authentication",
+    ),
     "boot unsaid": (drop("metadata", "annotations"), "metadata.annotations.fl/boot-seconds", "seconds from"),
-    "boot no number": (put("metadata", "annotations", "fl/boot-seconds", to="soon"), "metadata.annotations.fl/boot-seconds", "seconds from"),
-    "idle too short": (put("spec", "autoscalerOptions", "idleTimeoutSeconds", to=60), f"{CPU}: idle timeout", "longer than the 300 s"),
+    "boot no number": (
+        put("metadata", "annotations", "fl/boot-seconds", to="soon"),
+        "metadata.annotations.fl/boot-seconds",
+        "seconds from",
+    ),
+    "idle too short": (
+        put("spec", "autoscalerOptions", "idleTimeoutSeconds", to=60),
+        f"{CPU}: idle timeout",
+        "longer than the 300 s",
+    ),
     "idle unsaid": (drop("spec", "autoscalerOptions", "idleTimeoutSeconds"), f"{CPU}: idle timeout", "60 s"),
     "idle of a group": (put(*WORKER, "idleTimeoutSeconds", to=30), f"{CPU}: idle timeout", "30 s"),
     "fewest above most": (put(*WORKER, "minReplicas", to=40), f"{CPU}: fewest nodes", "at most 32"),
@@ -212,9 +302,17 @@ RESOURCE: dict[str, tuple[Change, str, str]] = {
     "no label": (drop(*WORKER, "labels"), f"{CPU}.labels", "the label fl/pool"),
     "spot unsaid": (put(*WORKER, "labels", "ray.io/market-type", to="on-demand"), f"{CPU}.labels", "market-type: spot"),
     "another Ray": (put("spec", "rayVersion", to="2.46.0"), "spec.rayVersion", "need 2.60.0"),
-    "another image": (put(*BOX, "image", to="rayproject/ray:2.46.0"), f"{CPU}.template.spec.containers[0].image", "ray 2.46.0"),
-    "a secret as a value": (put(*BOX, "env", to=[{"name": "DB_PASSWORD", "value": "x"}]), f"{CPU}.template.spec.containers[0].env[0]", "secretKeyRef"),
-}  # fmt: skip
+    "another image": (
+        put(*BOX, "image", to="rayproject/ray:2.46.0"),
+        f"{CPU}.template.spec.containers[0].image",
+        "ray 2.46.0",
+    ),
+    "a secret as a value": (
+        put(*BOX, "env", to=[{"name": "DB_PASSWORD", "value": "x"}]),
+        f"{CPU}.template.spec.containers[0].env[0]",
+        "secretKeyRef",
+    ),
+}
 
 
 def refused(content: Any) -> list[Any]:
@@ -248,13 +346,17 @@ def test_a_broken_resource_is_refused(name: str, contents: dict[Path, Any]) -> N
 @pytest.mark.parametrize(
     ("change", "place", "words"),
     [
-        (put(GROUPS, "cpu", "node_config", "machinType", to="x"), f"{GROUPS}.cpu.node_config", "Did you mean machineType"),
+        (
+            put(GROUPS, "cpu", "node_config", "machinType", to="x"),
+            f"{GROUPS}.cpu.node_config",
+            "Did you mean machineType",
+        ),
         (put(GROUPS, "cpu", "node_config", "scheduling", to=[{"preemptible": True}]), "", ""),
         (put("provider", "gcp_credentials", to={"type": "service_account"}), "provider.gcp_credentials", "none in"),
         (put("provider", "cache_stopped_nodes", to=True), "provider.cache_stopped_nodes", "need false"),
         (drop(GROUPS, "cpu", "node_config", "scheduling"), f"{GROUPS}.cpu.labels", "market-type: on-demand"),
     ],
-)  # fmt: skip
+)
 def test_google_cloud(change: Change, place: str, words: str, contents: dict[Path, Any]) -> None:
     content = copy.deepcopy(contents[GCP])
     change(content)

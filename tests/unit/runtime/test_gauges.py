@@ -101,13 +101,21 @@ def test_runs_are_apart_and_what_has_gone_waits_for_nothing() -> None:
     meters.emit(b=one)
     assert (meters["outbox_rows", "a"], meters["open_blocks", "a"]) == (0, 0)
     assert meters["outbox_rows", "b"] == 9
-    meters.gauges.close()
-    assert meters["outbox_rows", "b"] == 0
+
+
+def test_the_end_is_emitted_whatever_the_time() -> None:
+    meters = Meters()
+    meters.emit(0.1, a=Figures())
+    meters.gauges.close(lambda: {"a": Figures(server_steps=3, outbox_rows=7)})
+    assert meters["server_steps", "a"] == 3
+    assert meters["outbox_rows", "a"] == 0
 
 
 def test_an_embedded_ray_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_enable_metrics_collection", "false")
-    assert gauges_here() is None
+    gauges = gauges_here()
+    gauges.emit(lambda: pytest.fail("nobody looks"))
+    gauges.close(lambda: pytest.fail("nobody looks"))
 
 
 # ---- the Grafana page ---------------------------------------------------------------------------------------------
