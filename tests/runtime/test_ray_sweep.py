@@ -1,4 +1,4 @@
-"""A sweep of twelve trials on Ray, two at a time, whose driver is killed in the middle: repeated, it has twelve runs."""
+"""A sweep of twelve trials on Ray, two at a time, its driver killed in the middle: repeated, it has twelve runs."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ def is_in_the_middle(folder: Path) -> bool:
     return sum(step == STEPS for step in steps.values()) >= 4 and any(3 <= step < STEPS - 3 for step in steps.values())
 
 
-def test_killed_in_the_middle_and_repeated(
-    uri: str, folder: Path, orders: Orders, tmp_path: Path
-) -> None:
+def test_killed_in_the_middle_and_repeated(uri: str, folder: Path, orders: Orders, tmp_path: Path) -> None:
     sections = {"stop": {"server_steps": STEPS}}
     expected = atoll.sweep(spec_of(uri, **sections), *SPACE, key="calm", runs_folder=folder)
     (tmp_path / "spec.yaml").write_text(json.dumps(spec_of(uri, runtime=on_ray(2), **sections)))

@@ -22,7 +22,7 @@ _LIST_WIDTH = 500
 
 
 def listing(entries: Sequence[Entry], num_hidden: int) -> None:
-    """A table of runs and comparisons; runs of a comparison below it, indented; of a sweep those that have not ended."""
+    """A table of runs and comparisons; runs of a comparison below it, indented; of a sweep those not ended."""
     if not entries:
         _console.print("No runs under ./runs yet. Start with:  atoll run configs/quickstart.yaml", soft_wrap=True)
         return

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from atoll.experiment.replaying import Replay, ReplayCase, prepare_replay, replay
     from atoll.experiment.running import resume, run
     from atoll.experiment.sessions import session_for
+    from atoll.experiment.submitting import Submission, follow_job, job_server, stop_job, submit
     from atoll.experiment.sweep_trials import SweepRun, Trial
     from atoll.experiment.sweeping import resume_sweep, sweep
-    from atoll.experiment.submitting import Submission, follow_job, job_server, stop_job, submit
     from atoll.experiment.tuning import Timing, Tuned, tune
 
 __all__ = [
@@ -51,8 +51,8 @@ __all__ = [
     "Replay",
     "ReplayCase",
     "Run",
-    "SweepRun",
     "Submission",
+    "SweepRun",
     "Timing",
     "Trial",
     "Tuned",
@@ -81,9 +81,9 @@ __all__ = [
     "run_comparison",
     "run_ensemble",
     "session_for",
-    "sweep",
     "stop_job",
     "submit",
+    "sweep",
     "tune",
     "write_comparison",
 ]

@@ -41,7 +41,7 @@ class SweepRecord:
         place = store_of(spec, folder, folder.name).place
         self._there: Files | None = None if place in (None, str(folder)) else open_files(str(place))
         self._sampler = sampler_version(settings)
-        self._new = {
+        self._new: dict[str, Any] = {
             "sweep": identity_of(spec, settings),
             "settings": settings.as_dict(),
             "at_once": at_once,

@@ -51,7 +51,9 @@ def write_report(
     spec = spec_at(base, best.values, settings.seeds[0], settings.rungs[-1], f"{base.name}-best"[:250])
     LocalFiles(folder).write(BEST_FILE, sp.dump(spec).encode())
     summaries = [
-        replace(run.summary(), arm=f"{one.name} {values_text(one)}") for one in finished[:_MOST_DRAWN] for run in one.runs
+        replace(run.summary(), arm=f"{one.name} {values_text(one)}")
+        for one in finished[:_MOST_DRAWN]
+        for run in one.runs
     ]
     target = None if settings.metric in MEASURES else Target(settings.metric)
     html, _ = write_comparison(compare(summaries, target=target), folder / REPORT_FOLDER, f"{base.name}: best trials")

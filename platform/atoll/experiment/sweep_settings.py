@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -149,8 +150,8 @@ def _metric_problems(spec: sp.Spec, asked: Asked) -> list[Problem]:
 
 
 def _rung_problems(spec: sp.Spec, asked: Asked) -> list[Problem]:
-    rungs, last = list(asked.rungs), spec.stop.server_steps
-    if all(0 < low < high for low, high in zip(rungs, [*rungs[1:], last + 1], strict=True)):
+    rungs, last = asked.rungs, spec.stop.server_steps
+    if all(low < high for low, high in itertools.pairwise([0, *rungs, last + 1])):
         return []
     rule = f"server steps from 1 to {last}, ascending"
     return [Problem("rungs", ",".join(map(str, rungs)), rule, "a trial ends at stop.server_steps")]
@@ -227,9 +228,9 @@ def planned(
     seed, steps = settings.seeds[0], settings.rungs[0]
     found: list[Planned] = []
     problems: dict[str, Problem] = {}
-    for values in corners(settings.space) if is_strict and settings.method != "grid" else ():
+    for corner in corners(settings.space) if is_strict and settings.method != "grid" else ():
         try:
-            spec_at(spec, values, seed, steps, spec.name)
+            spec_at(spec, corner, seed, steps, spec.name)
         except SpecError as error:
             problems.update({str(one): one for one in _with_hints(error.problems, settings.space)})
     for number, values in enumerate(asked, first):

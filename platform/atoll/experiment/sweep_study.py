@@ -148,8 +148,8 @@ class _Sampler:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             bayes = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         sampler = bayes if settings.method == "bayes" else optuna.samplers.RandomSampler(seed=seed)
-        direction = "minimize" if settings.is_falling else "maximize"
-        self._study = optuna.create_study(sampler=sampler, direction=direction)
+        best = optuna.study.StudyDirection.MINIMIZE if settings.is_falling else optuna.study.StudyDirection.MAXIMIZE
+        self._study = optuna.create_study(sampler=sampler, direction=best)
         self._space, self._last_rung = settings.space, settings.rungs[-1]
         self._distributions = {one.key: _distribution(one) for one in settings.space}
         self._trials: list[Any] = []

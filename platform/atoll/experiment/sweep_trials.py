@@ -117,9 +117,7 @@ class SweepRun:
         }
 
 
-def trial_of(
-    one: Planned, scores: Mapping[int, float | None], last_rung: int, runs: tuple[Run, ...] = ()
-) -> Trial:
+def trial_of(one: Planned, scores: Mapping[int, float | None], last_rung: int, runs: tuple[Run, ...] = ()) -> Trial:
     """A planned trial with its scores so far."""
     state: Literal["finished", "stopped", "lost", "refused"] = "stopped"
     if one.report is None:

@@ -103,10 +103,11 @@ def sweep(
         raise SpecError([Problem("at_once", str(at_once), "a number from 1")])
     check_places(base, runs_folder)
     folder = keyed_folder(default_key(base, settings) if key is None else key, Path(runs_folder))
-    if not (folder / SWEEP_FILE).is_file() and any((folder / name).is_file() for name in (*_RUN_FILES, COMPARISON_FILE)):
+    if not (folder / SWEEP_FILE).is_file() and any(
+        (folder / name).is_file() for name in (*_RUN_FILES, COMPARISON_FILE)
+    ):
         raise SpecError([Problem("key", repr(folder.name), "a key that is free", "another run has it")])
     return _run(folder, base, settings, at_once, on_group)
-
 
 
 @opened_once()
@@ -136,7 +137,9 @@ def _run(folder: Path, base: sp.Spec, settings: Settings, at_once: int, on_group
             with observing():
                 tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
-                raise Interrupted(f"stopped; what is committed is kept. Go on with: atoll resume {short(folder)}") from error
+                raise Interrupted(
+                    f"stopped; what is committed is kept. Go on with: atoll resume {short(folder)}"
+                ) from error
             raise
         with observing():
             tell(found, base, tracker, record.stamp_ms())
@@ -167,7 +170,7 @@ def _all_trials(shop: _Shop, record: SweepRecord, source: Suggestions, first: Se
     trials: list[Trial] = []
     batch, total = first, shop.settings.num_trials
     while True:
-        found = _judged(shop, batch, lambda now, before=tuple(trials): record.note([*before, *now]))
+        found = _judged(shop, batch, record, trials)
         for one in found:
             source.tell(one.number, one.scores)
         trials += found
@@ -177,19 +180,20 @@ def _all_trials(shop: _Shop, record: SweepRecord, source: Suggestions, first: Se
         batch = planned(shop.spec, shop.settings, len(trials), asked, is_strict=False)
 
 
-def _judged(shop: _Shop, batch: Sequence[Planned], note: Callable[[list[Trial]], None]) -> list[Trial]:
+def _judged(shop: _Shop, batch: Sequence[Planned], record: SweepRecord, before: Sequence[Trial]) -> list[Trial]:
     """The trials of a batch from rung to rung, fewer each time; all that are left reach the last.
 
     Args:
         shop: where their runs are worked on.
         batch: planned.
-        note: called before the first rung and after each.
+        record: keeps what was suggested before it trains, and every score.
+        before: trials of earlier batches.
     """
     settings, last = shop.settings, shop.settings.rungs[-1]
     scores: dict[int, dict[int, float | None]] = {one.number: {} for one in batch}
     alive = [one for one in batch if one.report is not None]
     for rung in settings.rungs:
-        note([trial_of(one, scores[one.number], last) for one in batch])
+        record.note([*before, *(trial_of(one, scores[one.number], last) for one in batch)])
         shop.bring(alive, rung)
         for one in alive:
             scores[one.number][rung] = shop.score(one.number, rung)
@@ -198,7 +202,7 @@ def _judged(shop: _Shop, batch: Sequence[Planned], note: Callable[[list[Trial]],
             best = survivors(now, settings.keep, is_falling=settings.is_falling)
             alive = [one for one in alive if one.number in best]
     found = [trial_of(one, scores[one.number], last, shop.runs_of(one.number)) for one in batch]
-    note(found)
+    record.note([*before, *found])
     return found
 
 

@@ -31,7 +31,7 @@ def _store(_mlflow_template: Path, tmp_path: Path) -> None:
 
 def test_the_best_of_a_grid_and_its_spec(atoll: Terminal) -> None:
     config = atoll.write()
-    code, out, err = atoll("sweep", config, "client.lr=0.1,1.0", "client.epochs=1,2", "--key", "s", "--json")
+    code, out, err = atoll("sweep", config, "client.lr=0.1,1.0", "schedule.concurrency=6,8", "--key", "s", "--json")
     assert code == 0, err
     found = last_object(out)
     assert len(found["trials"]) == 4
@@ -40,7 +40,7 @@ def test_the_best_of_a_grid_and_its_spec(atoll: Terminal) -> None:
     assert f"Best: trial {best['number']}, client.lr=" in out
     assert "trials 0, 1 of 4, to step 7" in out
     assert "atoll run runs/s/best.yaml" in out
-    assert "client.epochs changes who finishes when" in out
+    assert "schedule.concurrency changes who finishes when" in out
     lines = [line for line in out.splitlines() if line.startswith("│")]
     assert lines[0].rstrip().endswith("best │")
     code, out, err = atoll("run", "runs/s/best.yaml", "--json")
@@ -112,9 +112,7 @@ def test_the_job(atoll: Terminal) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ATOLL_RUN_KEY": "job"}
     command = [sys.executable, str(JOB), atoll.write(), "client.lr=0.1,1.0"]
     for _ in range(2):
-        done = subprocess.run(
-            command, cwd=atoll.folder, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=atoll.folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.splitlines()[-1])
         assert Path(found["folder"]).name == "job"

@@ -1,4 +1,4 @@
-"""A sweep is refused before anything starts, with everything that is wrong; what is usual stands for what is not said."""
+"""A sweep is refused before anything starts, with all that is wrong; what is not said is as usual."""
 
 from __future__ import annotations
 

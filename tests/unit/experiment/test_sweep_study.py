@@ -47,9 +47,7 @@ def trials(settings: Settings, judge: Callable[[dict[str, Any]], float | None] =
 
 # ---- who goes on ----------------------------------------------------------------------------------------------------
 
-SCORES = st.dictionaries(
-    st.integers(0, 30), st.one_of(st.none(), st.floats(-9, 9, width=16)), min_size=1, max_size=20
-)
+SCORES = st.dictionaries(st.integers(0, 30), st.one_of(st.none(), st.floats(-9, 9, width=16)), min_size=1, max_size=20)
 
 
 @given(SCORES, st.integers(2, 5), st.booleans())

@@ -173,7 +173,15 @@ def test_suggested_trials_do_not_depend_on_how_many_run_at_once(
     ranges = ("client.lr=0.01..1:log", "client.epochs=1..3:int")
     one = atoll.sweep(base, *ranges, at_once=1, key="one", runs_folder=tmp_path, **asked)
     with pytest.raises(Interrupted):
-        atoll.sweep(base, *ranges, at_once=3, key="three", runs_folder=tmp_path, on_group=Storm(1, sigterm, in_middle=True), **asked)
+        atoll.sweep(
+            base,
+            *ranges,
+            at_once=3,
+            key="three",
+            runs_folder=tmp_path,
+            on_group=Storm(1, sigterm, in_middle=True),
+            **asked,
+        )
     three = atoll.sweep(base, *ranges, at_once=3, key="three", runs_folder=tmp_path, **asked)
     assert outcome(three) == outcome(one)
     assert len(children(three)) == 5
@@ -279,7 +287,10 @@ def test_a_trial_without_a_score_is_never_the_best(
 
 def test_the_cost_until_a_target(base: dict[str, Any], tmp_path: Path) -> None:
     target = {"metric": "loss", "value": 0.6999}
-    spec = base | {"stop": {"server_steps": 30, "target": target}, "evaluation": {"every_steps": 1, "metrics": ["loss"]}}
+    spec = base | {
+        "stop": {"server_steps": 30, "target": target},
+        "evaluation": {"every_steps": 1, "metrics": ["loss"]},
+    }
     found = atoll.sweep(spec, "client.lr=0.0001,0.3,1.0", metric="client_updates", key="mine", runs_folder=tmp_path)
     assert found.trials[0].state == "lost", "a rate of 0.0001 goes nowhere"
     reached = [one for one in found.trials if one.state == "finished"]
@@ -288,7 +299,10 @@ def test_the_cost_until_a_target(base: dict[str, Any], tmp_path: Path) -> None:
         assert one.score == one.runs[0].client_updates
     assert found.best is not None
     assert found.best.score == min(one.score or math.inf for one in reached)
-    assert atoll.sweep(spec, "client.lr=0.0001,0.3,1.0", metric="client_updates", key="mine", runs_folder=tmp_path) == found
+    assert (
+        atoll.sweep(spec, "client.lr=0.0001,0.3,1.0", metric="client_updates", key="mine", runs_folder=tmp_path)
+        == found
+    )
 
 
 # ---- a shared store -------------------------------------------------------------------------------------------------
