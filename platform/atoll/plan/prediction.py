@@ -47,7 +47,7 @@ class WorkCosts:
 
 @dataclass(frozen=True, slots=True)
 class ClusterCosts:
-    """What Ray and the coordinator add. The defaults are measured on one core at about 3 GHz.
+    """What Ray and the coordinator add; the defaults are measured on two cores of an Intel Xeon of 2023.
 
     Attributes:
         start_s: from the command to the first instruction: Ray, processes, imports.
@@ -62,9 +62,9 @@ class ClusterCosts:
 
     start_s: float = 5.0
     call_s: float = 1.0e-3
-    answer_s: float = 1.0e-3
+    answer_s: float = 3.0e-3
     answer_byte_s: float = 1.0e-9
-    step_s: float = 1.0e-3
+    step_s: float = 0.7e-3
     parameter_s: float = 5.0e-9
     bytes_per_s: float = 1.25e9
     pools_per_node: int = 8
@@ -164,6 +164,10 @@ class _Unit(NamedTuple):
     versions: frozenset[int]
 
 
+#: what a call does: blocks, or the evaluation of this version
+_What = list[_Unit] | int
+
+
 class Predictor:
     """Schedules a plan's blocks on several numbers of pools, window by window; memory does not grow with the run.
 
@@ -208,18 +212,16 @@ class Predictor:
         return tuple(schedule.end() for schedule in self._schedules)
 
 
-#: kinds of events, in the order in which those of one instant are handled
-_MADE, _ANSWERED, _RETURNED = range(3)
-
-
 class _Schedule:
     """The state of one cluster while it works through the plan."""
 
     def __init__(self, pools: int, work: WorkCosts, cluster: ClusterCosts, traffic: Traffic, ending: Ending) -> None:
         self._pools, self._work, self._cluster, self._traffic, self._ending = pools, work, cluster, traffic, ending
-        #: (time, kind, number that keeps order, what)
-        self._events: list[tuple[float, int, int, Any]] = []
-        self._num_events = 0
+        #: calls under way: (end, number, pool, bytes of their sums, what they do)
+        self._calls: list[tuple[float, int, int, int, _What]] = []
+        self._num_calls = 0
+        #: what the coordinator works off, in order: (end, the call's work) or (end, the version that it makes)
+        self._desk: deque[tuple[float, _What | None, int]] = deque([(0.0, None, 0)])
         self._idle = list(range(pools - 1, -1, -1))
         #: per pool, when its next calls have been sent: as soon as the coordinator is through with the call before last
         self._sent_s = [[0.0] * _CALLS_PER_POOL for _ in range(pools)]
@@ -235,7 +237,8 @@ class _Schedule:
         self._to_evaluate: deque[int] = deque()
         self._version = self._planned = 0
         self._is_closing = False
-        self._lookahead = 1
+        #: version from which on more of the plan is looked at
+        self._pause_at = 0
         #: no version beyond this one is made
         self._hold_after = 0 if ending.waits_for_evaluation else ending.server_steps
         self._now_s = self._ended_s = 0.0
@@ -243,7 +246,6 @@ class _Schedule:
         self._coordinator_s = self._out_s = self._in_s = 0.0
         self._busy_s = self._coordinator_busy_s = 0.0
         self._bytes = 0
-        self._at(0.0, _MADE, 0)
 
     def add(self, units: Sequence[_Unit], end_step: int, lookahead: int, oldest: int) -> None:
         """Work up to `end_step`, then everything that happens before more of the plan is looked at.
@@ -263,26 +265,20 @@ class _Schedule:
                 self._add_ready(unit)
             else:
                 self._waiting.setdefault(newest, []).append(unit)
-        self._planned, self._lookahead = end_step, lookahead
+        self._planned = end_step
+        is_all = end_step == self._ending.server_steps
+        self._pause_at = end_step + 1 if is_all else end_step - _WINDOWS_AHEAD * lookahead
         self._forget(min(oldest, self._version))
         self._employ()
-        while self._events and self._is_planned_ahead():
-            self._next()
+        self._run()
 
     def _forget(self, oldest: int) -> None:
         if len(self._examples) + max(map(len, self._held)) > _MANY:
             self._held = [{version for version in held if version >= oldest} for held in self._held]
             self._examples = Counter({step: number for step, number in self._examples.items() if step + 1 >= oldest})
 
-    def _is_planned_ahead(self) -> bool:
-        """Whether the coordinator would have planned no further by now."""
-        horizon = self._version + 1 + _WINDOWS_AHEAD * self._lookahead
-        return self._planned >= min(horizon, self._ending.server_steps)
-
     def end(self) -> Prediction:
-        """Everything that is left, and the figures."""
-        while self._events:
-            self._next()
+        """The figures."""
         if self._version < self._ending.server_steps:
             raise ValueError(f"windows up to step {self._planned} for a run of {self._ending.server_steps} steps")
         wall_s, start_s = self._ended_s, self._cluster.start_s
@@ -298,20 +294,22 @@ class _Schedule:
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
-    def _at(self, time_s: float, kind: int, what: Any) -> None:
-        heapq.heappush(self._events, (time_s, kind, self._num_events, what))
-        self._num_events += 1
-
-    def _next(self) -> None:
-        self._now_s, kind, _, what = heapq.heappop(self._events)
-        if kind == _MADE:
-            self._made(what)
-        elif kind == _ANSWERED:
-            self._answered(what)
-        else:
-            self._returned(*what)
-        self._close()
-        self._employ()
+    def _run(self) -> None:
+        """Everything that happens until the coordinator would plan further, or there is nothing to do."""
+        desk, calls = self._desk, self._calls
+        while self._version < self._pause_at and (desk or calls):
+            if desk and (not calls or desk[0][0] <= calls[0][0]):
+                self._now_s, what, version = desk.popleft()
+                if what is None:
+                    self._made(version)
+                    self._employ()
+                else:
+                    self._answered(what)
+                self._close()
+            else:
+                self._now_s, _, pool, num_bytes, what = heapq.heappop(calls)
+                self._returned(pool, num_bytes, what)
+                self._employ()
 
     def _made(self, version: int) -> None:
         """A version exists: blocks that waited for it are ready."""
@@ -321,20 +319,20 @@ class _Schedule:
         if self._ending.is_evaluated(version):
             self._to_evaluate.append(version)
 
-    def _returned(self, pool: int, num_bytes: int, what: int | list[_Unit]) -> None:
+    def _returned(self, pool: int, num_bytes: int, what: _What) -> None:
         """A pool is through with a call; the coordinator will be as soon as the sums are there and it is free."""
         self._bytes += num_bytes
         self._in_s = max(self._in_s, self._now_s) + num_bytes / self._cluster.bytes_per_s
-        answered_s = self._desk(self._cluster.answer_s + self._cluster.answer_byte_s * num_bytes, self._in_s)
-        self._sent_s[pool].append(answered_s)
+        seconds = self._cluster.answer_s + self._cluster.answer_byte_s * num_bytes
+        self._sent_s[pool].append(self._work_off(seconds, self._in_s, what, -1))
         self._idle.append(pool)
-        self._at(answered_s, _ANSWERED, what)
 
-    def _answered(self, what: int | list[_Unit]) -> None:
+    def _answered(self, what: _What) -> None:
         """The coordinator has the metrics of a version, or the sums of blocks."""
         if isinstance(what, list):
             for unit in what:
-                self._open.subtract(unit.steps)
+                for step in unit.steps:
+                    self._open[step] -= 1
             return
         self._ended_s = self._now_s
         if what == self._hold_after < self._ending.server_steps:
@@ -348,12 +346,13 @@ class _Schedule:
         del self._open[step]
         self._is_closing = True
         seconds = self._cluster.step_s + self._cluster.parameter_s * self._traffic.stepped_parameters
-        self._at(self._desk(seconds, self._now_s), _MADE, step + 1)
+        self._work_off(seconds, self._now_s, None, step + 1)
 
-    def _desk(self, seconds: float, from_s: float) -> float:
-        """When the coordinator is through with something that can begin at `from_s`; it does one thing at a time."""
+    def _work_off(self, seconds: float, from_s: float, what: _What | None, version: int) -> float:
+        """When the coordinator is through with what can begin at `from_s`; it does one thing at a time."""
         self._coordinator_s = max(self._coordinator_s, from_s) + seconds
         self._coordinator_busy_s += seconds
+        self._desk.append((self._coordinator_s, what, version))
         return self._coordinator_s
 
     # ---- work -------------------------------------------------------------------------------------------------------
@@ -373,12 +372,13 @@ class _Schedule:
                 self._train(pool)
 
     def _train(self, pool: int) -> None:
-        limit = min(max(self._ready_s / (2 * self._pools), _CALL_LEAST_S), _CALL_MOST_S)
+        share = self._ready_s / self._pools
+        limit = min(share / 2 if share / 2 >= _CALL_LEAST_S else share, _CALL_MOST_S)
         taken: list[_Unit] = []
         seconds, examples = 0.0, 0
         versions: set[int] = set()
         steps: set[int] = set()
-        while self._ready and seconds < limit:
+        while self._ready and (seconds < limit or not taken):
             unit = heapq.heappop(self._ready)
             taken.append(unit)
             seconds, examples = seconds + unit.seconds, examples + unit.examples
@@ -387,7 +387,7 @@ class _Schedule:
         self._ready_s = max(self._ready_s - seconds, 0.0)
         self._call(pool, seconds, versions, self._traffic.sums(len(steps), examples), taken)
 
-    def _call(self, pool: int, seconds: float, versions: set[int], num_bytes: int, what: int | list[_Unit]) -> None:
+    def _call(self, pool: int, seconds: float, versions: set[int], num_bytes: int, what: _What) -> None:
         """A pool works: as soon as the call has been sent, and the versions that its node lacks are there."""
         node = pool // self._cluster.pools_per_node
         if missing := versions - self._held[node]:
@@ -397,4 +397,6 @@ class _Schedule:
             self._arrived_s[node] = self._out_s = max(self._out_s, self._now_s) + sent / self._cluster.bytes_per_s
         begin_s = max(self._now_s, self._sent_s[pool].pop(0), self._arrived_s[node])
         self._busy_s += seconds
-        self._at(begin_s + self._cluster.call_s + seconds, _RETURNED, (pool, num_bytes, what))
+        end_s = begin_s + self._cluster.call_s + seconds
+        heapq.heappush(self._calls, (end_s, self._num_calls, pool, num_bytes, what))
+        self._num_calls += 1

@@ -156,7 +156,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
     (schedule,) = predictor._schedules
     sizes = {
         name: len(value)
-        for name in ("_events", "_ready", "_waiting", "_open", "_examples", "_to_evaluate")
+        for name in ("_calls", "_desk", "_ready", "_waiting", "_open", "_examples", "_to_evaluate")
         if (value := getattr(schedule, name)) is not None
     }
     assert max(sizes.values()) <= 600, sizes
