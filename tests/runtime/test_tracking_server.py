@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -38,17 +39,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(check, seconds: float, failed=lambda: None) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if check():
-                return
-        except OSError:
-            pass
-        assert failed() is None, "it ended"
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.2)
+def is_healthy(uri: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{uri}/health", timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 # ---- PostgreSQL -----------------------------------------------------------------------------------------------------
@@ -71,7 +67,7 @@ class Postgres:
 def postgres() -> Iterator[Postgres]:
     if _POSTGRES is None:
         pytest.skip("no PostgreSQL on this machine")
-    pytest.importorskip("psycopg2", reason="the driver of PostgreSQL is not installed")
+    pytest.importorskip("psycopg", reason="the driver of PostgreSQL is not installed")
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     folder = Path(
         subprocess.run(["mktemp", "-d", "/tmp/pgXXXXXX"], capture_output=True, text=True, check=True).stdout.strip()
@@ -114,6 +110,8 @@ def server(
         "[mlflow]\ndefault_permission = READ\n"
         f"database_uri = sqlite:///{folder}/auth.db\nadmin_username = admin\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        # else every request costs a tenth of a second for the password's hash
+        "auth_cache_ttl_seconds = 600\n"
     )
     port = free_port()
     command = [
@@ -132,10 +130,15 @@ def server(
         )
     uri = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: urllib.request.urlopen(f"{uri}/health", timeout=2).close() is None, 120, process.poll)
+        until = time.monotonic() + 120
+        while not is_healthy(uri):
+            assert process.poll() is None, (folder / "log").read_text()[-3000:]
+            assert time.monotonic() < until, (folder / "log").read_text()[-3000:]
+            time.sleep(0.2)
         yield uri
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 

@@ -36,7 +36,7 @@ _SQL_SCHEMES = ("postgresql", "mysql", "mssql")
 _SERVER_SCHEMES = ("http://", "https://")
 #: answers only who may use the server, where it asks who one is
 _GUARDED = "/api/2.0/mlflow/experiments/search?max_results=1"
-_DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 #: where passwords belong, by the address's scheme
 _CREDENTIALS = {
     "http": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment",
