@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Ray cluster on one machine: a head without CPUs, a job server, and worker nodes that an autoscaler starts and stops.
+"""A Ray cluster on one machine: a head without CPUs, a job server, worker nodes that an autoscaler starts and stops.
 
 Worker nodes are processes of this machine, one CPU each, so a run sees what it would see on a real cluster: no place
 first, then a node, then more, and none again when it is idle. Private folder, ports and token.
@@ -8,6 +8,7 @@ first, then a node, then more, and none again when it is idle. Private folder, p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-_START_S, _STOP_S = 120.0, 30.0
+_START_S, _STOP_S = 120.0, 3.0
 #: keys that Ray expects in the file, with nothing in them
 _EMPTY_LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -64,10 +65,11 @@ class LocalCluster:
         self.address, self.jobs = f"{_own_address()}:{gcs}", f"http://127.0.0.1:{dashboard}"
         (self._folder / "cluster.json").write_text(json.dumps(self._config()))
         command = [
-            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={gcs}", "--num-cpus=0",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={_free_port()}",
-            f"--ray-client-server-port={_free_port()}", "--object-store-memory=150000000", "--disable-usage-stats",
-            f"--temp-dir={self._folder}", f"--autoscaling-config={self._folder / 'cluster.json'}",
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0",
+            "--disable-usage-stats", "--object-store-memory=150000000", "--dashboard-host=127.0.0.1",
+            f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={_free_port()}",
+            f"--ray-client-server-port={_free_port()}", f"--temp-dir={self._folder}",
+            f"--autoscaling-config={self._folder / 'cluster.json'}",
         ]  # fmt: skip
         with (self._folder / "head.log").open("w") as log:
             self._head = subprocess.Popen(
@@ -85,6 +87,7 @@ class LocalCluster:
         return clean | self.environment() | {
             "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_CLOUD_INSTANCE_ID": _head_id(), "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _head_id(),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60",
         }  # fmt: skip
 
@@ -95,10 +98,9 @@ class LocalCluster:
             "max_workers": self.nodes,
             "upscaling_speed": 1.0,
             "idle_timeout_minutes": self.idle_s / 60,
-            # the provider of Ray's own tests, by name: under its usual name Ray asks for a file that it does not ship
             "provider": {
                 "type": "external",
-                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "module": "local_nodes.LocalNodes",
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
@@ -147,10 +149,8 @@ class LocalCluster:
                 self._head.kill()
                 self._head.wait()
         for pid in self._left():
-            try:
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _left(self) -> list[int]:

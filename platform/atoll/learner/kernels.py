@@ -19,12 +19,15 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from atoll import kernel_cache
+
 __all__ = ["CHAIN", "DLRM", "Examples", "Found", "Lanes", "Local", "Wiring", "add_units", "square_norm", "train_lanes"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
+kernel_cache.use()
 _njit: Any = numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy", boundscheck=False)
 #: without permission to reorder
 _exact: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)

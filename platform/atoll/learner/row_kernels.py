@@ -10,8 +10,11 @@ from typing import Any
 import numba
 import numpy as np
 
+from atoll import kernel_cache
+
 __all__ = ["lane_rows", "sum_rows"]
 
+kernel_cache.use()
 _njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 

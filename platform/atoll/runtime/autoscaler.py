@@ -1,4 +1,4 @@
-"""What a Ray cluster's autoscaler is about to do. Ray has no public way to ask; where it cannot be asked, nothing is."""
+"""What a Ray cluster's autoscaler is about to do. Ray has no public way to ask; where there is no answer, nothing."""
 
 from __future__ import annotations
 

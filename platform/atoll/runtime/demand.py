@@ -1,4 +1,4 @@
-"""How many client pools each driver of a Ray cluster may have: leases, fair shares, and what the autoscaler is asked for.
+"""How many client pools each driver of a Ray cluster may have: leases, fair shares, what the autoscaler is asked for.
 
 Pure: the broker (`broker.py`) is a thin actor round `Leases`. Nothing here reaches a result; pools decide speed only.
 """

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from atoll import kernel_cache
 from atoll.population import Outcome
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+kernel_cache.use()
 _njit: Any = numba.njit(cache=True, error_model="numpy", boundscheck=False)
 
 #: why `advance` came back, 0 where the batch is full: the slot's next task is not drawn, or its clients are in flight
