@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -99,8 +100,8 @@ class Desk:
         try:
             with SqliteJournal(self.folder / "runs" / key / "journal.db", is_readonly=True) as journal:
                 return newest(journal)
-        except InfrastructureError:
-            return 0  # not there yet
+        except (InfrastructureError, sqlite3.Error):
+            return 0  # not there yet, or only half
 
 
 class Stored:

@@ -89,7 +89,7 @@ def waiting_story(driver: Driver, nodes: Sequence[Node]) -> str:
 
 def _node_story(node: Node, names: tuple[str, ...]) -> str:
     amounts = ", ".join(f"{name}: {node.resources.get(name, 0.0):g}" for name in names)
-    return f"{'head' if node.is_head else 'node'} {node.hostname} with {amounts}"
+    return f"{'head' if node.is_head else 'node'} {node.address} with {amounts}"
 
 
 # ---- the spec -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ class Job:
 class Node:
     """A node that is alive: where it is, what it has in all, free or not."""
 
-    hostname: str
+    address: str
     is_head: bool
     resources: Mapping[str, float]
     labels: Mapping[str, str]
@@ -138,9 +138,12 @@ class JobServer:
         """
         for name, text in order.files.items():
             (folder / name).write_text(text, encoding="utf-8")
+        for path in order.packages:
+            if path.is_file():  # Ray takes folders only; the working directory is looked into for modules too
+                shutil.copy(path, folder)
         environment: dict[str, Any] = {
             "working_dir": str(folder),
-            "py_modules": [str(path) for path in order.packages],
+            "py_modules": [str(path) for path in order.packages if path.is_dir()],
             "excludes": ["__pycache__"],
             "env_vars": dict(order.environment),
         }
@@ -167,19 +170,18 @@ class JobServer:
     def nodes(self) -> list[Node]:
         """Those that are alive, as far as the server tells."""
         try:
-            summary = ask(self.address, "/nodes?view=summary", _ANSWER_S).get("data") or {}
-            states = ask(self.address, "/api/v0/nodes?detail=true&limit=1000", _ANSWER_S).get("data") or {}
+            return nodes_of(ask(self.address, "/api/v0/nodes?detail=true&limit=1000", _ANSWER_S))
         except InfrastructureError:
             return []
-        return nodes_of(summary, states)
 
     def is_this_machine(self) -> bool:
         """Whether every node of the cluster is this machine: folders here are the job's folders too.
 
-        The address does not tell: people forward ports.
+        The address does not tell: people forward ports. The processes of the cluster's session do.
         """
-        nodes = self.nodes()
-        return bool(nodes) and all(node.hostname == socket.gethostname() for node in nodes)
+        session = str(ask(self.address, "/api/version").get("session_name", ""))
+        # a head that has just started names no nodes yet, not even itself
+        return bool(session) and _raylets_here(session) >= max(1, len(self.nodes()))
 
     def follow(self, job_id: str, write: Callable[[str], None], on_poll: Callable[[Job], None] | None = None) -> Job:
         """Passes the job's log on until its end.
@@ -302,21 +304,28 @@ def _job(found: Any) -> Job:
     )
 
 
-def nodes_of(summary: Mapping[str, Any], states: Mapping[str, Any]) -> list[Node]:
-    """Nodes that are alive, out of the two answers of the server; host names from the first, the rest from both.
+def nodes_of(answer: Mapping[str, Any]) -> list[Node]:
+    """Nodes that are alive, out of the server's answer.
 
     Purity: pure.
     """
-    rows = (states.get("result") or {}).get("result") or []
-    known = {row.get("node_id"): row for row in rows}
+    rows = ((answer.get("data") or {}).get("result") or {}).get("result") or []
     found = []
-    for one in summary.get("summary") or []:
-        raylet = one.get("raylet") or {}
-        if raylet.get("state") != "ALIVE":
+    for row in rows:
+        if row.get("state") != "ALIVE":
             continue
-        row = known.get(raylet.get("nodeId")) or {}
-        resources = row.get("resources_total") or raylet.get("resourcesTotal") or {}
+        resources = row.get("resources_total") or {}
         numbers = {name: float(value) for name, value in resources.items() if isinstance(value, int | float)}
-        is_head = bool(raylet.get("isHeadNode") or row.get("is_head_node"))
-        found.append(Node(str(one.get("hostname", "")), is_head, numbers, dict(row.get("labels") or {})))
+        labels = dict(row.get("labels") or {})
+        found.append(Node(str(row.get("node_ip", "")), bool(row.get("is_head_node")), numbers, labels))
     return found
+
+
+def _raylets_here(session: str) -> int:
+    """How many nodes of this session are processes of this machine; 0 where the system does not say."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = path.read_bytes().split(b"\0")
+            count += words[0].endswith(b"/raylet") and any(session.encode() in word for word in words)
+    return count

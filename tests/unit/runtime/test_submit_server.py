@@ -21,17 +21,14 @@ def test_a_log_read_again_and_again_is_passed_on_once(text: str, readings: list[
 
 
 def test_nodes_that_are_alive() -> None:
-    summary = {
-        "summary": [
-            {"hostname": "h", "raylet": {"state": "ALIVE", "nodeId": "1", "isHeadNode": True}},
-            {"hostname": "w", "raylet": {"state": "ALIVE", "nodeId": "2", "resourcesTotal": {"CPU": 3.0}}},
-            {"hostname": "gone", "raylet": {"state": "DEAD", "nodeId": "3"}},
-            {"hostname": "odd"},
-        ]
-    }
-    rows = [{"node_id": "1", "resources_total": {"CPU": 2.0, "memory": "3 GiB"}, "labels": {"fl/pool": "cpu"}}]
-    assert nodes_of(summary, {"result": {"result": rows}}) == [
-        Node("h", True, {"CPU": 2.0}, {"fl/pool": "cpu"}),
-        Node("w", False, {"CPU": 3.0}, {}),
+    rows = [
+        {"state": "ALIVE", "node_ip": "10.0.0.1", "is_head_node": True, "labels": {"fl/pool": "cpu"},
+         "resources_total": {"CPU": 2.0, "memory": "3 GiB"}},
+        {"state": "DEAD", "node_ip": "10.0.0.2"},
+        {"state": "ALIVE"},
+    ]  # fmt: skip
+    assert nodes_of({"data": {"result": {"result": rows}}}) == [
+        Node("10.0.0.1", True, {"CPU": 2.0}, {"fl/pool": "cpu"}),
+        Node("", False, {}, {}),
     ]
-    assert nodes_of({}, {}) == []
+    assert nodes_of({}) == nodes_of({"data": {"result": None}}) == []
