@@ -23,7 +23,7 @@ FLOORS = [
     {"timeline"},
     {"population"},
     {"messages", "schedules"},
-    {"errors", "rng"},
+    {"errors", "kernel_cache", "rng"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The package's own __init__ is the public interface; it names experiment lazily.
@@ -32,7 +32,7 @@ ONLY_IN = {
     "opacus": {"privacy"},
     "mlflow": {"tracking"},
     "ray": {"runtime"},
-    "numba": {"learner", "timeline"},
+    "numba": {"kernel_cache", "learner", "timeline"},
     "optuna": {"experiment"},
 }
 NEITHER_TORCH_NOR_RAY = {"cli", "spec", "plan", "timeline", "population", "data"}

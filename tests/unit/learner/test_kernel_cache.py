@@ -32,11 +32,7 @@ def test_what_one_copy_compiled_the_other_finds(tmp_path: Path) -> None:
         for name in ("__init__.py", "kernel_cache.py"):
             shutil.copy(Path(atoll.__file__).parent / name, package / name)
         (package / "some_kernels.py").write_text(text)
-        environment = {
-            "PYTHONPATH": str(package.parent),
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            "HOME": str(tmp_path),
-        }
+        places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, "-m", "atoll.some_kernels"],
             env={"PYTHONPATH": str(package.parent), **places},
