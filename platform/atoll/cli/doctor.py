@@ -30,7 +30,9 @@ def doctor(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, by dotted key.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that nodes have to answer.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that nodes have to answer; compiling takes half a minute.")
+    ] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Run one block on every node of RAY_ADDRESS, or here: device, software, speed, data, store, MLflow, equal bits."""
@@ -50,28 +52,34 @@ def _show(found: Diagnosis) -> None:
 
     console = Console(highlight=False)
     table = Table(title="One block on every node", title_justify="left")
-    for column in ("node", "device", "atoll", "python", "ray", "torch", "numpy"):
-        table.add_column(column)
+    table.add_column("node")
+    table.add_column("device", ratio=1)
     table.add_column("client updates/s", justify="right")
     for column in ("block", "data", "store", "MLflow"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for one in found.nodes:
-        known, packages = one.software, one.packages
-        code = " ".join([known.get("atoll", "?"), known.get("atoll's code", "")[:8]]).strip()
-        table.add_row(
-            one.node,
-            one.device,
-            code,
-            known.get("python", "?"),
-            *(packages.get(name, "?") for name in ("ray", "torch", "numpy")),
-            f"{one.client_updates_per_s:,.0f}" if one.client_updates_per_s else "",
-            one.block_digest[:12],
-            *(_mark(one.checks.get(name)) for name in ("data", "store", "mlflow")),
-        )
+        speed = f"{one.client_updates_per_s:,.0f}" if one.client_updates_per_s else ""
+        checks = (_mark(one.checks.get(name)) for name in ("data", "store", "mlflow"))
+        table.add_row(one.node, one.device, speed, one.block_digest[:12], *checks)
     console.print(table)
+    for text, nodes in _software(found).items():
+        where = "" if len(nodes) == len(found.nodes) else f"{', '.join(nodes)}: "
+        console.print(f"Software: {where}{text}", soft_wrap=True, markup=False)
+
+
+def _software(found: Diagnosis) -> dict[str, list[str]]:
+    """What is installed, in words → the nodes where it is; as a rule one entry."""
+    said: dict[str, list[str]] = {}
+    for one in found.nodes:
+        if one.software:
+            parts = {**one.software, **one.packages}
+            features = len(parts.pop("processor", "").split())
+            text = ", ".join(f"{name} {version}" for name, version in parts.items())
+            said.setdefault(f"{text}; {features} processor features", []).append(one.node)
+    return said
 
 
 def _mark(said: str | None) -> str:
     if said is None:
-        return ""
+        return "-"
     return said if said == "ok" else "WRONG"

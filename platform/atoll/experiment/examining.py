@@ -88,14 +88,14 @@ class Diagnosis:
         return {"nodes": [one.as_dict() for one in self.nodes], "problems": [str(one) for one in self.problems]}
 
 
-def doctor(spec: SpecLike | None = None, *overrides: str, timeout_s: float = 60.0) -> Diagnosis:
+def doctor(spec: SpecLike | None = None, *overrides: str, timeout_s: float = 120.0) -> Diagnosis:
     """Runs one block of an experiment on every node of the cluster that RAY_ADDRESS names, or here, and looks round.
 
     Args:
         spec: a Spec, a mapping, or the path of a YAML file; a small one of its own if None. With runtime.kind inline
             only this process is looked at.
         overrides: `dotted.key=value`.
-        timeout_s: wall seconds that nodes have to answer.
+        timeout_s: wall seconds that nodes have to answer; the first use of compiled kernels takes half a minute.
 
     Returns:
         What was seen. Nothing wrong on a node is raised; it is among the problems.

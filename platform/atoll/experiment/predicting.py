@@ -21,7 +21,7 @@ __all__ = ["Forecast", "predict"]
 #: Where nothing was measured: operations per weight and example (two forward, four backward), operations per second of
 #: one pool, and seconds of a block whatever is in it (on a GPU, the launches of its kernels).
 _TRAIN_OPERATIONS, _EVALUATION_OPERATIONS = 6, 2
-_OPERATIONS_PER_S = {"cpu": 1e10, "cuda": 2e12}
+_OPERATIONS_PER_S = {"cpu": 3e10, "cuda": 2e12}
 _BLOCK_S = {"cpu": 1e-4, "cuda": 1e-2}
 _MOST_POOLS = 100_000
 
