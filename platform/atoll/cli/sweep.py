@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,8 +22,8 @@ __all__ = ["add_to", "resume", "sweep"]
 _console = Console(highlight=False)
 _STATES = {
     "finished": "",
-    "stopped": "others were better",
-    "lost": "no score: diverged, or the target was not reached",
+    "stopped": "stopped",
+    "lost": "no score",
     "refused": "refused",
 }
 
@@ -125,12 +126,12 @@ def _table(found: SweepRun) -> Table:
 
     settings = found.settings
     keys = [one.key for one in settings.space]
-    over = f", mean of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else ""
-    title = f"{Path(found.folder).name}: {len(found.trials)} trials by {settings.method}"
+    over = f", means of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else ""
+    title = f"{Path(found.folder).name}: {len(found.trials)} trials by {settings.method}{over}"
     table = Table(title=escape(title), title_justify="left")
-    for name in ("trial", *keys, f"{settings.metric}{over}", "step", "virtual hours"):
+    for name in ("trial", *_short_names(keys), settings.metric, "step", "virtual\nhours"):
         table.add_column(escape(name), justify="right", overflow="fold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for one in best_first(found.trials, is_falling=settings.is_falling):
         score = "" if one.score is None else f"{one.score:.5g}"
         hours = "" if one.virtual_hours is None else f"{one.virtual_hours:.2f}"
@@ -140,10 +141,27 @@ def _table(found: SweepRun) -> Table:
     return table
 
 
+def _short_names(keys: Sequence[str]) -> list[str]:
+    """The ends of dotted keys, as long as it takes to tell them apart."""
+    parts = [key.split(".") for key in keys]
+    return [
+        next(
+            ".".join(own[-length:])
+            for length in range(1, len(own) + 1)
+            if sum(other[-length:] == own[-length:] for other in parts) == 1 or length == len(own)
+        )
+        for own in parts
+    ]
+
+
 def _conclusion(found: SweepRun) -> list[str]:
     from atoll.experiment.sweep_report import values_text
 
     lines = [f"trial {one.number}: {one.why}" for one in found.trials if one.state == "refused"]
+    if any(one.state == "lost" for one in found.trials):
+        lines.append("Trials without a score diverged, or never reached the target.")
+    if any(one.state == "stopped" for one in found.trials):
+        lines.append(f"Trials were stopped where others were better, one in {found.settings.keep} went on.")
     if found.moves_timeline:
         keys = ", ".join(found.moves_timeline)
         lines.append(f"Trials share seeds and devices, but not timelines: {keys} changes who finishes when.")

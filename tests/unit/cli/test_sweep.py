@@ -55,7 +55,7 @@ def test_the_same_command_again_and_resume(atoll: Terminal) -> None:
     assert code == 0, err
     first = last_object(out)
     assert [one["state"] for one in first["trials"]].count("stopped") == 2
-    assert "others were better" in out
+    assert "one in 2 went on" in out
     assert "share one timeline" in out
     code, out, _ = atoll(*command, "--at-once", "3")
     assert (code, last_object(out)) == (0, first)
@@ -105,6 +105,13 @@ def test_what_is_refused(atoll: Terminal, arguments: tuple[str, ...], told: str)
     assert code == 2
     assert told in err
     assert not (atoll.folder / "runs").exists()
+
+
+def test_heads_are_as_long_as_it_takes() -> None:
+    from atoll.cli.sweep import _short_names
+
+    keys = ["client.lr", "aggregation.server_optimizer.lr", "schedule.buffer_goal", "seed", "a.seed"]
+    assert _short_names(keys) == ["client.lr", "server_optimizer.lr", "buffer_goal", "seed", "a.seed"]
 
 
 @pytest.mark.slow

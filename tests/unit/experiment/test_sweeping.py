@@ -110,15 +110,17 @@ def test_twelve_trials_stopped_twice_and_repeated_are_twelve(base: dict[str, Any
     assert (entry.name, entry.state, entry.step, entry.stop, entry.advice) == ("mine", "finished", 12, 12, "")
 
 
-def test_what_is_done_is_not_done_again(base: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_done_is_not_done_again(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("client.lr=0.1,0.3,1.0",)
     first = atoll.sweep(base, *arguments, runs_folder=tmp_path)
     results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
-    seen = []
+    seen: list[str] = []
+    monkeypatch.setattr(sweeping_module, "session_for", lambda *_: pytest.fail("no workers are needed"))
     second = atoll.sweep(
         base, *arguments, at_once=3, on_group=lambda label, runs: seen.append(label), runs_folder=tmp_path
     )
     assert second == first
+    assert not seen
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == results
     third = resume_sweep(Path(first.folder))
     assert third == first
@@ -185,6 +187,27 @@ def test_suggested_trials_do_not_depend_on_how_many_run_at_once(
     three = atoll.sweep(base, *ranges, at_once=3, key="three", runs_folder=tmp_path, **asked)
     assert outcome(three) == outcome(one)
     assert len(children(three)) == 5
+
+
+def test_scores_are_told_in_order_before_the_next_batch_is_asked_for(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Any] = []
+
+    class Listening:
+        def ask(self, count: int) -> list[dict[str, Any]]:
+            heard.append(count)
+            return [{"client.lr": 0.01 * (len(heard) + number)} for number in range(count)]
+
+        def tell(self, number: int, scores: Any) -> None:
+            heard.append((number, dict(scores)))
+
+    monkeypatch.setattr(sweeping_module, "suggestions", lambda settings: Listening())
+    asked: dict[str, Any] = {"trials": 5, "batch": 2, "rungs": (3,), "keep": 2, "at_once": 3}
+    found = atoll.sweep(base, "client.lr=0.01..1", runs_folder=tmp_path, **asked)
+    scores = [(one.number, dict(one.scores)) for one in found.trials]
+    assert heard == [2, *scores[:2], 2, *scores[2:4], 1, *scores[4:]]
+    assert [len(told) for _, told in scores[:4]].count(2) == 2
 
 
 # ---- rungs ----------------------------------------------------------------------------------------------------------
