@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,14 +121,14 @@ def _tell(found: SweepRun, as_json: bool) -> None:
 
 def _table(found: SweepRun) -> Table:
     """Every trial, the best first."""
-    from atoll.experiment.sweep_report import best_first, short_value
+    from atoll.experiment.sweep_report import best_first, short_names, short_value
 
     settings = found.settings
     keys = [one.key for one in settings.space]
     over = f", means of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else ""
     title = f"{Path(found.folder).name}: {len(found.trials)} trials by {settings.method}{over}"
     table = Table(title=escape(title), title_justify="left")
-    for name in ("trial", *_short_names(keys), settings.metric, "step", "virtual\nhours"):
+    for name in ("trial", *short_names(keys), settings.metric, "step", "virtual\nhours"):
         table.add_column(escape(name), justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
     for one in best_first(found.trials, is_falling=settings.is_falling):
@@ -139,19 +138,6 @@ def _table(found: SweepRun) -> Table:
         cells = [str(one.number), *(short_value(one.values[key]) for key in keys), score, f"{one.step:,}", hours]
         table.add_row(*map(escape, [*cells, state]))
     return table
-
-
-def _short_names(keys: Sequence[str]) -> list[str]:
-    """The ends of dotted keys, as long as it takes to tell them apart."""
-    parts = [key.split(".") for key in keys]
-    return [
-        next(
-            ".".join(own[-length:])
-            for length in range(1, len(own) + 1)
-            if sum(other[-length:] == own[-length:] for other in parts) == 1 or length == len(own)
-        )
-        for own in parts
-    ]
 
 
 def _conclusion(found: SweepRun) -> list[str]:

@@ -50,8 +50,9 @@ def write_report(
     best = finished[0]
     spec = spec_at(base, best.values, settings.seeds[0], settings.rungs[-1], f"{base.name}-best"[:250])
     LocalFiles(folder).write(BEST_FILE, sp.dump(spec).encode())
+    keys = [one.key for one in settings.space]
     summaries = [
-        replace(run.summary(), arm=f"{one.name} {values_text(one)}")
+        replace(run.summary(), arm=f"{one.name} {values_text(one, short_names(keys))}")
         for one in finished[:_MOST_DRAWN]
         for run in one.runs
     ]
@@ -60,9 +61,28 @@ def write_report(
     return best, str(folder / BEST_FILE), html, table
 
 
-def values_text(one: Trial) -> str:
-    """`client.lr=0.1 client.epochs=2`, numbers at four digits."""
-    return " ".join(f"{key}={short_value(value)}" for key, value in one.values.items())
+def values_text(one: Trial, names: Sequence[str] | None = None) -> str:
+    """`client.lr=0.1 client.epochs=2`, numbers at four digits; other names for the keys if given."""
+    pairs = zip(names or one.values, one.values.values(), strict=True)
+    return " ".join(f"{name}={short_value(value)}" for name, value in pairs)
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """The ends of dotted keys, as long as it takes to tell them apart.
+
+    Example:
+        >>> short_names(["client.lr", "aggregation.server_optimizer.lr", "client.epochs"])
+        ['client.lr', 'server_optimizer.lr', 'epochs']
+    """
+    parts = [key.split(".") for key in keys]
+    return [
+        next(
+            ".".join(own[-length:])
+            for length in range(1, len(own) + 1)
+            if sum(other[-length:] == own[-length:] for other in parts) == 1 or length == len(own)
+        )
+        for own in parts
+    ]
 
 
 def short_value(value: Any) -> str:

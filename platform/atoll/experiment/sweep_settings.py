@@ -39,6 +39,7 @@ class Asked:
         rungs: server steps before the last at which poor trials stop.
         keep: one trial in so many goes on from a rung.
         batch: trials suggested together: 4 for bayes, all of them otherwise.
+        at_once: trials that run at the same time; no part of what the sweep is.
     """
 
     method: str | None = None
@@ -48,6 +49,7 @@ class Asked:
     rungs: Sequence[int] = ()
     keep: int = 3
     batch: int | None = None
+    at_once: int = 2
 
 
 def settled(spec: SpecLike, arguments: Sequence[str], asked: Asked) -> tuple[sp.Spec, Settings]:
@@ -121,6 +123,7 @@ def _number_problems(asked: Asked) -> list[Problem]:
         "seeds": (asked.seeds, 1, _MOST_SEEDS),
         "keep": (asked.keep, 2, _MOST_TRIALS),
         "batch": (asked.batch, 1, _MOST_TRIALS),
+        "at_once": (asked.at_once, 1, _MOST_TRIALS),
     }
     return [
         Problem(name, str(value), f"a number from {low} to {high}")

@@ -20,7 +20,7 @@ from atoll.experiment.comparing import check_comparable
 from atoll.experiment.finishing import observing
 from atoll.experiment.opened import opened_once
 from atoll.experiment.parents import begin_parent, begun_folder, not_all_finished
-from atoll.experiment.places import check_places, only_one
+from atoll.experiment.places import check_device, check_places, only_one
 from atoll.experiment.planning import SpecLike
 from atoll.experiment.records import (
     COMPARISON_FILE,
@@ -97,16 +97,15 @@ def sweep(
         MembersFailed: some runs did not finish; repeated, the sweep goes on with them.
         Interrupted: stopped; everything up to a step boundary is kept.
     """
-    asked = Asked(method, trials, seeds, metric, tuple(rungs), keep, batch)
+    asked = Asked(method, trials, seeds, metric, tuple(rungs), keep, batch, at_once)
     base, settings = settled(spec, arguments, asked)
-    if at_once < 1:
-        raise SpecError([Problem("at_once", str(at_once), "a number from 1")])
     check_places(base, runs_folder)
+    check_device(base)
     folder = keyed_folder(default_key(base, settings) if key is None else key, Path(runs_folder))
     if not (folder / SWEEP_FILE).is_file() and any(
         (folder / name).is_file() for name in (*_RUN_FILES, COMPARISON_FILE)
     ):
-        raise SpecError([Problem("key", repr(folder.name), "a key that is free", "another run has it")])
+        raise SpecError([Problem("key", repr(folder.name), "a key that is free", "a run or a comparison has it")])
     return _run(folder, base, settings, at_once, on_group)
 
 

@@ -108,10 +108,10 @@ def test_what_is_refused(atoll: Terminal, arguments: tuple[str, ...], told: str)
 
 
 def test_heads_are_as_long_as_it_takes() -> None:
-    from atoll.cli.sweep import _short_names
+    from atoll.experiment.sweep_report import short_names
 
     keys = ["client.lr", "aggregation.server_optimizer.lr", "schedule.buffer_goal", "seed", "a.seed"]
-    assert _short_names(keys) == ["client.lr", "server_optimizer.lr", "buffer_goal", "seed", "a.seed"]
+    assert short_names(keys) == ["client.lr", "server_optimizer.lr", "buffer_goal", "seed", "a.seed"]
 
 
 @pytest.mark.slow

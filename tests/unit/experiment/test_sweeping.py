@@ -151,7 +151,7 @@ def test_the_parent_run_and_the_report(base: dict[str, Any], tmp_path: Path) -> 
     assert [(row["trial"], row["client.lr"], row["seed"]) for row in rows] == [
         ("0", "0.03", "3"), ("0", "0.03", "4"), ("1", "1.0", "3"), ("1", "1.0", "4"),
     ]  # fmt: skip
-    assert "t001 client.lr=1" in Path(found.html).read_text()
+    assert "t001 lr=1" in Path(found.html).read_text()
     assert json.loads(json.dumps(found.as_dict()))["best"]["number"] == found.best.number
     best = atoll.run(found.best_spec, runs_folder=tmp_path)
     assert best.model_digest == found.best.runs[0].model_digest
