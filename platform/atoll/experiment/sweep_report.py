@@ -19,7 +19,18 @@ from atoll.experiment.sweep_trials import SweepRun, Trial
 from atoll.runtime.store import LocalFiles
 from atoll.tracking import MEASURES, MlflowTracker, Row, Target, compare, flatten_params
 
-__all__ = ["BEST_FILE", "REPORT_FOLDER", "TRIALS_FILE", "best_first", "moving_keys", "tell", "write_report"]
+__all__ = [
+    "BEST_FILE",
+    "REPORT_FOLDER",
+    "TRIALS_FILE",
+    "best_first",
+    "moving_keys",
+    "short_names",
+    "short_value",
+    "tell",
+    "values_text",
+    "write_report",
+]
 
 BEST_FILE, REPORT_FOLDER, TRIALS_FILE = "best.yaml", "comparison", "trials.csv"
 #: trials that are drawn beside one another: more lines than that nobody tells apart

@@ -18,7 +18,17 @@ from atoll.errors import Problem, SpecError
 from atoll.experiment.sweep_space import Choice, Dimension, dimension_from
 from atoll.rng import key
 
-__all__ = ["Method", "Settings", "Suggestions", "agreed", "ranked", "suggestions", "survivors"]
+__all__ = [
+    "Method",
+    "Settings",
+    "Suggestions",
+    "agreed",
+    "finite",
+    "ranked",
+    "sampler_version",
+    "suggestions",
+    "survivors",
+]
 
 Method = Literal["grid", "random", "bayes"]
 #: score of a trial at each rung that it came to; None: not finite, it diverged or never reached the target
