@@ -1,0 +1,92 @@
+"""Wall times that `atoll plan --pools` predicts against those that runs on Ray take here, with one and two workers.
+
+Of each experiment: `atoll tune` writes its profile table, the plan is predicted from it, and the run is made several
+times in a Ray of its own; the fastest counts, since what is slower than that was somebody else's doing. Needs a machine
+with two cores and nothing else to do. Exit code 1 when a prediction is off by more than 25 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import atoll
+from atoll.experiment import as_spec, predict, session_for, tune
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_OFF = 0.25
+#: name → config, changes: some 20 seconds each with one worker
+EXPERIMENTS = {
+    "FedBuff, flights": ("fedbuff_flights.yaml", ["stop.server_steps=600"]),
+    "FedAvg, flights": ("fedavg_flights.yaml", ["stop.server_steps=120"]),
+    "FedBuff, Shakespeare (LSTM)": ("fedbuff_shakespeare.yaml", ["stop.server_steps=40"]),
+}
+WORKERS = (1, 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--only", choices=EXPERIMENTS, help="one experiment")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(prefix="atoll-bench-") as name:
+        folder = Path(name)
+        for title in [options.only] if options.only else EXPERIMENTS:
+            rows += measure(title, options.passes, folder)
+    table = Table(title="Predicted and measured wall time", title_justify="left")
+    for column in ("experiment", "workers", "predicted, s", "measured, s", "ratio", "pools at work", "measured"):
+        table.add_column(column, justify="left" if column == "experiment" else "right")
+    for row in rows:
+        walls = ", ".join(f"{wall:.1f}" for wall in row["walls_s"])  # type: ignore[attr-defined]
+        cells = f"{row['predicted_s']:.1f}", walls, f"{row['ratio']:.2f}"
+        at_work = (f"{100 * float(row[key]):.0f} %" for key in ("occupancy", "measured_occupancy"))  # type: ignore[arg-type]
+        table.add_row(str(row["experiment"]), str(row["workers"]), *cells, *at_work)
+    Console(highlight=False).print(table)
+    if options.json:
+        print(json.dumps(rows))
+    return int(any(abs(float(row["ratio"]) - 1) > MOST_OFF for row in rows))  # type: ignore[arg-type]
+
+
+def measure(title: str, passes: int, folder: Path) -> list[dict[str, object]]:
+    """One row per number of workers."""
+    config, changes = EXPERIMENTS[title]
+    changes = [*changes, f"tracking.uri=sqlite:///{folder / 'bench.db'}"]
+    path = ROOT / "configs" / config
+    profile = folder / f"{path.stem}.json"
+    best = tune(path, *changes, path=profile).best
+    print(
+        f"{title}: {best.kernel}, {best.lanes} lanes, {best.client_updates_per_s:,.0f}/s", file=sys.stderr, flush=True
+    )
+    rows: list[dict[str, object]] = []
+    for workers in WORKERS:
+        spec = as_spec(path, [*changes, f"runtime.profile={profile}", f"runtime.workers={workers}"])
+        (found,) = predict(spec, pools=[workers]).predictions
+        with session_for(spec) as session:
+            atoll.run(spec, "stop.server_steps=2", session=session, runs_folder=folder)  # starts the workers
+            runs = [atoll.run(spec, session=session, runs_folder=folder) for _ in range(passes)]
+        fastest = min(runs, key=lambda run: run.wall_s)
+        rows.append(
+            {
+                "experiment": title,
+                "workers": workers,
+                "predicted_s": found.wall_s,
+                "walls_s": [run.wall_s for run in runs],
+                "ratio": found.wall_s / fastest.wall_s,
+                "occupancy": found.occupancy,
+                "measured_occupancy": 1 - fastest.overhead_share,
+            }
+        )
+        print(f"{title}, {workers} workers: {rows[-1]['ratio']:.2f}", file=sys.stderr, flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
