@@ -190,4 +190,5 @@ def parts_of(spec: sp.Spec, store: RunStore, uri: str, artifacts: str | None, in
         make_timeline=partial(TimelineParquet, store.folder),
         make_publisher=partial(TrackerPublisher, uri, artifacts, info),
         encode_model=partial(encode_model, shape),
+        name=info.run_key,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from atoll.errors import AtollError, FencedError, Interrupted
 from atoll.runtime.calls import Calls
 from atoll.runtime.elastic import together
+from atoll.runtime.gauges import Figures, gauges_here
 from atoll.runtime.parts import Outcome, Parts
 from atoll.runtime.run_shell import RunShell
 from atoll.runtime.scaling import Scaling
@@ -45,7 +47,7 @@ class CoordinatorShell:
         self._runs = runs
         pools = SharedPools(self._handles, self._session, calls, list(runs))
         tracker = SharedTracker(self._tracker_handle, self._session, calls, list(runs))
-        scaling = Scaling(self._session, pools, calls)
+        scaling, gauges = Scaling(self._session, pools, calls), gauges_here()
         try:
             for run in runs:
                 run.start(pools, tracker)
@@ -60,8 +62,10 @@ class CoordinatorShell:
                     for run in runs:
                         run.failed(error)
                 self._turn(runs)
+                gauges.emit(self._figures)
         finally:
             scaling.close()
+            gauges.close(self._figures)
             for run in runs:
                 run.close()
         return [run.outcome or Interrupted(f"stopped at server step {run.version}") for run in runs]
@@ -73,6 +77,15 @@ class CoordinatorShell:
             run.share(num_training)
             run.turn()
         self._progress = [run.progress for run in runs]
+
+    def _figures(self) -> dict[str, Figures]:
+        """Of each run that has begun; one whose journal cannot be read says nothing."""
+        found = {}
+        for run in self._runs:
+            with contextlib.suppress(AtollError):
+                if (figures := run.figures()) is not None:
+                    found[run.parts.name] = figures
+        return found
 
     @staticmethod
     def _replace_the_overdue(calls: Calls, pools: SharedPools, tracker: SharedTracker) -> None:

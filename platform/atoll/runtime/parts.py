@@ -87,6 +87,7 @@ class Parts:
         make_timeline: by epoch, the file of the timeline; in the coordinator's process.
         make_publisher: publisher, in the tracker's process.
         encode_model: a version as the bytes of a safetensors file.
+        name: of the run, unlike that of any other.
     """
 
     settings: CoordinatorSettings
@@ -101,6 +102,7 @@ class Parts:
     make_timeline: Callable[[int], TimelineFile]
     make_publisher: Callable[[], Publisher]
     encode_model: Callable[[ModelVersion], bytes]
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from atoll.messages import ModelVersion, whole
 from atoll.runtime.coordinator import Coordinator
 from atoll.runtime.events import Finish
+from atoll.runtime.gauges import Figures
 from atoll.runtime.parts import Durability, RunResult, TimelineFile
 from atoll.runtime.store import Artifact, Commit, Files, Journal, MetricRow, SnapshotRecord, StepRecord
 
@@ -210,6 +211,19 @@ class Recorder:
             self._saved_version = snapshot.version
             self._saving_costs_s += time.perf_counter() - started
         self.durable_s += time.perf_counter() - started
+
+    def figures(self, sent_bytes: int, open_blocks: int) -> Figures:
+        """For Prometheus."""
+        return Figures(
+            client_updates=self._coordinator.ledger.client_updates,
+            server_steps=self._coordinator.version,
+            busy_seconds=self.busy_s,
+            pool_seconds=self.pool_s,
+            sent_bytes=sent_bytes,
+            pool_restarts=self.lost_pools,
+            open_blocks=open_blocks,
+            outbox_rows=self._journal.num_pending,
+        )
 
     def progress(self) -> dict[str, float]:
         """Figures for a live display."""

@@ -40,6 +40,7 @@ from atoll.runtime.events import (
     Trained,
     failed_call,
 )
+from atoll.runtime.gauges import Figures
 from atoll.runtime.losses import SUMS_LOST, RollBack, told
 from atoll.runtime.opening import Attempt, begin
 from atoll.runtime.packing import packed
@@ -123,6 +124,11 @@ class RunShell:
             return OpenWork(0, None)
         return self._attempt.coordinator.open_work()
 
+    def figures(self) -> Figures | None:
+        """For Prometheus; None while there is no attempt."""
+        blocks, sent_bytes = self.open_work().blocks, self._bundles.sent_bytes
+        return None if self._attempt is None else self._attempt.recorder.figures(sent_bytes, blocks)
+
     def check(self) -> None:
         """Raises FencedError where another coordinator has taken this run over."""
         if self.is_over or not self._epoch:
@@ -201,7 +207,7 @@ class RunShell:
         self._epoch = self._journal.epoch
         self._state = "opening"
         self._opened_at = time.monotonic()
-        self._bundles = Bundles(len(self._pools))
+        self._bundles = Bundles(len(self._pools), self._bundles.sent_bytes)
         self._open_pools: set[int] = set()
         self._pools.open(self)
         self._tracker.open(self)
