@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray_kit import own_processes
+
 __all__ = ["Head", "head"]
 
 _LOCK = Path(tempfile.gettempdir()) / "atoll-tests-ray.lock"
@@ -74,9 +76,20 @@ def head(num_cpus: int) -> Iterator[Head]:
             _wait_for(process, found)
             yield found
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            _end(process)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ray gives actors that outlive their drivers half a minute to end: nobody waits for them here."""
+    family = own_processes("", process.pid)
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(3)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
 
 
 def _port() -> int:

@@ -183,14 +183,14 @@ def test_lost_twice_and_each_next_attempt_goes_on(desk: Desk) -> None:
         "python", str(JOBS / "train.py"), "spec.yaml",
     ]  # fmt: skip
     subprocess.run(ray, env=desk.cluster.environment, check=True, capture_output=True, timeout=60)
-    eventually(lambda: mine.version() >= 20, 60)
+    eventually(lambda: mine.version() >= 20, 120)
     killed("jobs/train.py")
     eventually(lambda: desk.jobs()["nightly-a1"]["status"] == "FAILED", 30)
     reached = mine.version()
     assert 20 <= reached < STEPS - 20, "it was to be killed on the way"
 
     command = desk.begin("submit", "spec.yaml", "--key", "nightly", "--retries", "1", "--num-cpus", "0.5", "--json")
-    eventually(lambda: mine.version() > reached, 60)
+    eventually(lambda: mine.version() > reached, 120)
     killed("nightly")
     assert mine.version() < STEPS - 20, "it was to be killed on the way"
     out, err = ended(command)
@@ -203,8 +203,9 @@ def test_lost_twice_and_each_next_attempt_goes_on(desk: Desk) -> None:
 
 
 def test_two_at_once_one_stopped_and_resumed(desk: Desk) -> None:
-    """Four CPUs, two workers each: neither waits for the other's end."""
-    specs = {key: desk.spec(f"{key}.yaml", seed=seed) for key, seed in (("one", 3), ("two", 4))}
+    """Four CPUs for two drivers and up to two workers each: neither waits for the other's end."""
+    runtime = {"kind": "ray", "workers": {"min": 1, "max": 2}, "lanes": 4, "snapshot_every_s": 0.2}
+    specs = {key: desk.spec(f"{key}.yaml", seed=seed, runtime=runtime) for key, seed in (("one", 3), ("two", 4))}
     expected = {key: desk.calm(spec).model_digest for key, spec in specs.items()}
     desk.slow(0.05)
     for key in specs:
@@ -213,9 +214,9 @@ def test_two_at_once_one_stopped_and_resumed(desk: Desk) -> None:
     _, err = desk.type("submit", "one.yaml", "--key", "one", "--no-follow")
     assert "one-a1 is there already" in err
 
-    eventually(lambda: min(desk.version(key) for key in specs) >= 10, 60)
+    eventually(lambda: min(desk.version(key) for key in specs) >= 10, 120)
     before = {key: desk.version(key) for key in specs}
-    eventually(lambda: all(desk.version(key) >= before[key] + 10 for key in specs), 60)
+    eventually(lambda: all(desk.version(key) >= before[key] + 10 for key in specs), 120)
     told = desk.jobs()
     assert {told[f"{key}-a1"]["status"] for key in specs} == {"RUNNING"}
     print("versions while both ran:", before, {key: desk.version(key) for key in specs})

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from atoll.runtime.connecting import check_cluster, settle_authentication
+
 # Ray reads its authentication settings when it is first imported. An embedded Ray gets a token of its own, so that
 # nothing is written to the home directory and no other user of the machine can connect.
-if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+if "ray" not in sys.modules and "RAY_ADDRESS" in os.environ:
+    settle_authentication()
+elif "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -99,6 +103,7 @@ class RaySession:
         if address:
             # A job may have set the same variables: what pins the bits goes before.
             os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+            check_cluster(address)
             ray.init(address=address, runtime_env={"env_vars": _WORKER_ENV}, **quiet)
             self._owns_ray = True
             return
