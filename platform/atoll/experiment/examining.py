@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -52,7 +52,7 @@ class NodeHealth:
     """What was seen on one node.
 
     Attributes:
-        node: its address, or "here" without Ray.
+        node: its address, with the beginning of `node_id` where several have it; "here" without Ray.
         node_id: Ray's; "" without Ray.
         device: processor or GPU.
         software: what decides bits there: name → version or digest.
@@ -127,10 +127,13 @@ def _ask(spec: sp.Spec, question: partial[NodeHealth], timeout_s: float) -> list
     gpus = spec.runtime.gpus_per_worker if isinstance(spec.runtime, sp.RayRuntime) else 0.0
     with connected(session):
         answers = ask_nodes(question, gpus=gpus, timeout_s=timeout_s)
+    addresses = [answer.address for answer in answers]
     found = []
     for answer in answers:
         seen = answer.found or NodeHealth("", checks={"node": answer.error})
-        found.append(NodeHealth(**{**vars(seen), "node": answer.address, "node_id": answer.node_id}))
+        # nodes of one machine have one address
+        name = answer.address if addresses.count(answer.address) == 1 else f"{answer.address} {answer.node_id[:8]}"
+        found.append(replace(seen, node=name, node_id=answer.node_id))
     return found
 
 
