@@ -42,7 +42,7 @@ def main() -> int:
         for title in [options.only] if options.only else EXPERIMENTS:
             rows += measure(title, options.passes, folder)
     table = Table(title="Predicted and measured wall time", title_justify="left")
-    for column in ("experiment", "workers", "predicted, s", "measured, s", "ratio", "pools at work", "measured"):
+    for column in ("experiment", "P", "predicted, s", "measured, s", "ratio", "at work", "measured"):
         table.add_column(column, justify="left" if column == "experiment" else "right")
     for row in rows:
         walls = ", ".join(f"{wall:.1f}" for wall in row["walls_s"])  # type: ignore[attr-defined]

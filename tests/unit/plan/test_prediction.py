@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.messages import Block
@@ -169,6 +169,7 @@ PLANS = st.lists(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(PLANS, st.integers(1, 9), st.integers(1, 5))
 def test_no_schedule_beats_its_work_or_its_chain_and_none_is_slower_than_one_pool(
     plan: list[list[tuple[int, int]]], pools: int, every: int
