@@ -1,4 +1,4 @@
-"""`atoll cluster check` as a command."""
+"""`atoll cluster check` as a command; and `atoll ui` of a server."""
 
 from __future__ import annotations
 
@@ -58,3 +58,11 @@ def test_help(atoll: Terminal) -> None:
     code, out, _ = atoll("cluster", "check", "--help")
     assert code == 0
     assert "Usage: " in out
+
+
+def test_ui_of_a_server_says_where_it_is(atoll: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started: the server has a page of its own."""
+    monkeypatch.setattr("atoll.tracking.preflight", lambda uri: None)
+    code, out, err = atoll("ui", "--uri", "https://mlflow.example")
+    assert (code, err) == (0, "")
+    assert out.startswith("MLflow: https://mlflow.example ")
