@@ -34,6 +34,8 @@ _PATIENCE_S, _REMIND_S = 10.0, 60.0
 #: before an attempt that nobody asked for: this long, then twice as long each time, to a minute
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 _POLL_S = 0.5
+#: what pyproject.toml asks for
+_LEAST = {"ray": "2.56", "python": "3.11"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +161,34 @@ def _standing(attempts: Sequence[tuple[int, Job]], key: str, text: str) -> int |
 
 
 def _software_notes(server: JobServer) -> tuple[str, ...]:
+    """What differs between there and here. The job's driver and workers are all of the cluster's own software.
+
+    Raises:
+        SpecError: this atoll does not run on it.
+    """
     from atoll.runtime.connecting import Software
 
     here, there = Software.here(), server.software
+    problems = []
+    for name, found in (("ray", there.ray), ("python", there.python)):
+        if found and _numbers(found) < _numbers(_LEAST[name]):
+            hint = "Start the cluster from an image with newer software"
+            problems.append(
+                Problem("address", f"a cluster with {name} {found}", f"{name} {_LEAST[name]} or newer", hint=hint)
+            )
+    if problems:
+        raise SpecError(problems)
     if there.ray in ("", here.ray) and there.python in ("", here.python):
         return ()
     return (
         f"The cluster has Ray {there.ray or '?'} and Python {there.python or '?'}, this machine Ray {here.ray} and "
         f"Python {here.python}: the job runs on the cluster's. Bits are equal on equal software only.",
     )
+
+
+def _numbers(version: str) -> list[int]:
+    """The first two of a version."""
+    return [int(part) for part in version.split(".")[:2] if part.isdigit()]
 
 
 def follow_job(

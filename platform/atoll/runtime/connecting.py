@@ -114,7 +114,7 @@ def _found_here() -> str:
 def _ask_gcs(place: str) -> Software | None:
     """The cluster's software; None where this Ray has no such question, and `ray.init` has to find out."""
     try:
-        import grpc
+        import grpc  # type: ignore[import-untyped]
         from ray._private.grpc_utils import init_grpc_channel
         from ray.core.generated import gcs_service_pb2 as messages
         from ray.core.generated import gcs_service_pb2_grpc as services

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -266,14 +267,11 @@ def _client(address: str) -> Any:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 
-    class Client(JobSubmissionClient):
-        """Requests end: by default Ray's wait for ever for a server that has gone silent."""
-
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": (_CONNECT_S, _ANSWER_S), **options})
-
     with _only_address(address):
-        return Client(address)
+        client = JobSubmissionClient(address)
+    # Ray's requests wait for ever for a server that has gone silent.
+    client._do_request = functools.partial(client._do_request, timeout=(_CONNECT_S, _ANSWER_S))
+    return client
 
 
 @contextlib.contextmanager

@@ -304,6 +304,18 @@ def test_a_cluster_elsewhere() -> None:
     assert len(submit(stored, server=server, key="kept").notes) == 1
 
 
+def test_a_cluster_that_is_too_old() -> None:
+    server = Server()
+    server.software = Software("2.9.3", "3.10.14")
+    with pytest.raises(SpecError) as refused:
+        submit(tiny(), server=server)
+    assert not server.known
+    assert [problem.rule for problem in refused.value.problems] == ["ray 2.56 or newer", "python 3.11 or newer"]
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    assert f'"ray[default]>={submitting._LEAST["ray"]},' in text
+    assert f'requires-python = ">={submitting._LEAST["python"]}"' in text
+
+
 def test_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
