@@ -18,7 +18,7 @@ import numpy as np
 
 from atoll import spec as sp
 from atoll.data import ClientData
-from atoll.errors import SpecError
+from atoll.errors import ClientWorkError, SpecError
 from atoll.experiment.building import build_evaluator, build_learner
 from atoll.experiment.modelling import first_version, kernel_of, kernel_problems, lanes_of, shape_of
 from atoll.experiment.opened import data_of, opened_once
@@ -28,13 +28,13 @@ from atoll.learner.devices import device_name
 from atoll.messages import Block, ModelVersion
 from atoll.plan import Kernel, WorkCosts
 from atoll.runtime.store import LocalFiles
-from atoll.runtime.work import one_thread
+from atoll.runtime.work import one_thread, train_blocks
 
 __all__ = ["Timing", "Tuned", "tune"]
 
 _WIDTHS: Mapping[Kernel, tuple[int, ...]] = {
     "compiled": (32, 64, 128),
-    "lanes": (8, 16, 32, 64, 128, 256),
+    "lanes": (8, 16, 32, 64, 128, 256, 512),
     "single": (8, 32),
 }
 #: passes over the same blocks; the fastest counts: what is slower than that was somebody else's doing
@@ -107,6 +107,7 @@ def tune(
 
     Raises:
         SpecError: wrong input; a table that cannot be read.
+        ClientWorkError: a custom model raises, or not even the narrowest block fits into memory.
     """
     with opened_once():
         resolved = as_spec(spec, overrides)
@@ -116,7 +117,12 @@ def tune(
         timings: list[Timing] = []
         for kernel, widths in _choices(resolved):
             for lanes in widths:
-                timing = _measure(resolved, data, kernel, lanes)
+                try:
+                    timing = _measure(resolved, data, kernel, lanes)
+                except ClientWorkError as error:
+                    if timings and error.is_out_of_memory:
+                        break  # wider blocks need more still
+                    raise
                 timings.append(timing)
                 if on_timing is not None:
                     on_timing(timing)
@@ -178,7 +184,7 @@ class _Bench:
             version: ModelVersion(version, self.first.dense, self.first.tables)
             for version in sorted(set().union(*(block.start_version.tolist() for block in self.blocks)))
         }
-        self._learner.train_all(self.blocks[:1], self._versions)  # compiles, fills caches
+        train_blocks(self._learner, self.blocks[:1], self._versions)  # compiles, fills caches
 
     @property
     def num_lanes(self) -> int:
@@ -187,7 +193,7 @@ class _Bench:
 
     def seconds(self, blocks: Sequence[Block]) -> float:
         """To train them, at best."""
-        return _best(lambda: self._learner.train_all(blocks, self._versions))
+        return _best(lambda: train_blocks(self._learner, blocks, self._versions))
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -9,8 +9,8 @@ import pytest
 
 import atoll
 from atoll import spec as sp
-from atoll.errors import SpecError
-from atoll.experiment import tune
+from atoll.errors import ClientWorkError, SpecError
+from atoll.experiment import tune, tuning
 
 SPEC = {
     "name": "tiny",
@@ -41,6 +41,32 @@ def test_every_kernel_of_the_model_is_measured_and_the_best_is_kept(tmp_path: Pa
     assert found.best.client_updates_per_s == max(one.client_updates_per_s for one in seen) > 0
     (entry,) = json.loads((tmp_path / "p.json").read_text())["profile"]
     assert (entry["kernel"], entry["lanes"]) == (found.best.kernel, found.best.lanes)
+
+
+def test_what_a_block_costs_is_measured_too(table: Path) -> None:
+    (entry,) = json.loads(table.read_text())["profile"]
+    costs = [entry[name] for name in ("block_s", "update_s", "example_s", "evaluation_s")]
+    assert all(value >= 0 for value in costs)
+    assert entry["evaluation_s"] > 0
+    assert entry["machine"]
+    # ten clients of 8 examples and one epoch in every block
+    per_update_s = entry["block_s"] / min(entry["lanes"], 10) + entry["update_s"] + 8 * entry["example_s"]
+    assert 0.2 < per_update_s * entry["client_updates_per_s"] < 5, "what is said of blocks and of updates agrees"
+
+
+def test_blocks_that_do_not_fit_end_the_widening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = tuning.train_blocks
+
+    def tight(learner, blocks, versions):
+        if max(block.num_lanes for block in blocks) > 8 and type(learner).__name__ == "Learner":
+            raise ClientWorkError("it did not fit", is_out_of_memory=True)
+        return train(learner, blocks, versions)
+
+    monkeypatch.setattr(tuning, "train_blocks", tight)
+    found = tune(SPEC, path=tmp_path / "p.json")
+    assert [one.lanes for one in found.timings if one.kernel == "lanes"] == [8]
+    with pytest.raises(ClientWorkError, match="did not fit"):
+        tune(SPEC, "runtime.kernel=lanes", "runtime.lanes=16", path=tmp_path / "p.json")
 
 
 def test_a_table_keeps_other_models(table: Path, tmp_path: Path) -> None:
