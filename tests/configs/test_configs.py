@@ -52,7 +52,7 @@ def test_it_plans(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         report = plan(one, f"stop.server_steps={STEPS}")
         assert report.summary.server_steps == STEPS, arm
         assert report.summary.client_updates > 0
-        digests.add((report.plan_digest, report.spec.stop, report.spec.runtime))
+        digests.add((report.plan_digest, report.spec.stop, repr(report.spec.runtime)))
     assert len(digests) == len({arm for arm, _, _ in arms}), "two arms are one experiment"
 
 
