@@ -111,6 +111,7 @@ def _forecast(resolved: Spec, pools: str, as_json: bool) -> None:
     show.plans({name: forecast.report for name, forecast in forecasts.items()})
     for name, forecast in forecasts.items():
         show_forecast.forecast(name, forecast)
+    show_forecast.assumptions(forecasts)
     if as_json:
         found = {name: forecast.as_dict() for name, forecast in forecasts.items()}
         _echo_object(next(iter(found.values())) if len(found) == 1 else {"plans": found})

@@ -1,7 +1,8 @@
-"""What people see of predictions: a table, one column per cluster, and the assumptions under it."""
+"""What people see of predictions: tables with one column per cluster, and the assumptions under them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from atoll.cli.show import byte_text
 if TYPE_CHECKING:
     from atoll.experiment import Forecast
 
-__all__ = ["forecast"]
+__all__ = ["assumptions", "forecast"]
 
 _console = Console(highlight=False)
 
@@ -34,8 +35,18 @@ def forecast(name: str, found: Forecast) -> None:
     for label, cells in rows:
         table.add_row(label, *cells)
     _console.print(table)
-    for assumption in found.assumptions:
-        _console.print(f"  - {assumption}", soft_wrap=True, markup=False)
+
+
+def assumptions(forecasts: Mapping[str, Forecast]) -> None:
+    """What the predictions of all plans rest on; what is not said of all of them, with the plans it is said of."""
+    names: dict[str, list[str]] = {}
+    for name, found in forecasts.items():
+        for text in found.assumptions:
+            names.setdefault(text, []).append(name)
+    _console.print("Assumed:")
+    for text, those in names.items():
+        where = "" if len(those) == len(forecasts) else f" ({', '.join(those)})"
+        _console.print(f"  - {text}{where}", soft_wrap=True, markup=False)
 
 
 def _pool(found: Forecast) -> str:

@@ -22,6 +22,16 @@ def test_a_column_per_cluster_and_the_assumptions(atoll: Terminal) -> None:
     assert found["timeline_digest"]
 
 
+def test_what_holds_for_every_arm_is_said_once(atoll: Terminal) -> None:
+    comparison = {"seeds": [1, 2], "baseline": "a", "arms": {"a": {}, "b": {"client.epochs": 2}}}
+    (atoll.folder / "tiny.yaml").write_text(yaml.safe_dump(tiny(comparison=comparison)))
+    code, out, err = atoll("plan", "tiny.yaml", "--pools", "2")
+    assert code == 0, err
+    assert out.count("GB/s") == 1
+    assert out.count("│ wall time") == 4
+    assert out.count("NOT MEASURED") == 1
+
+
 @pytest.mark.parametrize("pools", ["", "two", "1,,2", "-1", "0"])
 def test_pools_that_are_no_numbers_are_refused(atoll: Terminal, pools: str) -> None:
     (atoll.folder / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
