@@ -104,8 +104,9 @@ class ResidentExamples:
 
     def __init__(self, data: Rows, device: torch.device) -> None:
         self._data, self._device = data, device
-        self._x = on_device(np.asarray(data.x), device)
-        self._y = on_device(np.asarray(data.y).astype(np.int64), device)
+        # copied, since the arrays may be read-only: memory-mapped files
+        self._x = torch.tensor(np.asarray(data.x), device=device)
+        self._y = torch.tensor(np.asarray(data.y).astype(np.int64), device=device)
 
     def __call__(
         self, client_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]

@@ -60,7 +60,7 @@ class ClusterCosts:
         pools_per_node: pools that share one copy of a version.
     """
 
-    start_s: float = 5.0
+    start_s: float = 6.5
     call_s: float = 1.0e-3
     answer_s: float = 3.0e-3
     answer_byte_s: float = 1.0e-9

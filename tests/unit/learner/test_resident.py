@@ -70,6 +70,7 @@ def test_resident_examples_are_those_of_gather(pixels: bool) -> None:
     stream = np.random.default_rng(1)
     x = stream.integers(0, 256, (50, 3)).astype(np.uint8) if pixels else stream.standard_normal((50, 3))
     table = client_table(x, stream.integers(0, 4, 50), np.repeat(np.arange(5), 10), task="multiclass")
+    table.x.flags.writeable = False  # as a memory-mapped file
     clients, positions = np.array([4, 0, 7]), np.broadcast_to(np.arange(13), (3, 13))
     resident = resident_examples(table, CPU, budget_bytes=10**6)
     assert resident is not None
