@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
+from head_kit import head
 from ray_kit import facts
 
 from atoll.errors import SpecError
@@ -204,6 +207,26 @@ def test_whoever_may_only_read_is_told_at_the_first_batch(
     with pytest.raises(SpecError, match=r"tracking\.experiment.*may write"):
         logged(server, tmp_path / "others", experiment="of the administrator")
     assert logged(server, tmp_path / "others", experiment="of the reader").unpublished_rows == 0
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+def test_on_a_cluster_the_tracker_logs_in_as_the_driver(server: str, expected: dict, tmp_path: Path) -> None:
+    """The processes of a cluster were started by somebody else, elsewhere: they know no credentials."""
+    runtime = {"kind": "ray", "workers": 1, "lanes": 4}
+    (tmp_path / "spec.yaml").write_text(
+        yaml.safe_dump(tiny(tracking={"uri": server, "experiment": "cluster"}, runtime=runtime))
+    )
+    user = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    with head(2) as there:
+        done = there.atoll("run", "spec.yaml", "--json", cwd=tmp_path, RAY_ADDRESS=there.gcs, **user)
+        out, err = done.communicate(timeout=200)
+        assert done.returncode == 0, err
+        found = json.loads(out.splitlines()[-1])
+        assert found["unpublished_rows"] == 0
+        assert found["model_digest"] == expected["fixed"][0]
+        for log in Path(there.environment["HOME"]).rglob("*.log"):
+            assert PASSWORD not in log.read_text(errors="replace"), log.name
 
 
 # ---- PostgreSQL without a server ------------------------------------------------------------------------------------

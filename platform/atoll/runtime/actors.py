@@ -7,8 +7,9 @@ block.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from atoll.aggregation import Aggregator, AggregatorState, merge_results
@@ -146,9 +147,14 @@ def _release_memory(error: ClientWorkError) -> None:
 
 
 class TrackerShell:
-    """Rows and files → tracking service, off the training path."""
+    """Rows and files → tracking service, off the training path.
 
-    def __init__(self) -> None:
+    Args:
+        environment: variables of the driver that name the service's user.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)
         self._sending: dict[int, Sending] = {}
 
     def open(self, run: int, make_publisher: Callable[[], Publisher]) -> Place:

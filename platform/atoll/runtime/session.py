@@ -49,6 +49,11 @@ _EMBEDDED_ENV = {
 }
 
 
+def _tracking_variables() -> dict[str, str]:
+    """MLflow's variables of this process, credentials among them: on a cluster no other process has them."""
+    return {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+
+
 @dataclass
 class RaySession:
     """Starts an embedded Ray with a private temp directory, ports and token; or connects where RAY_ADDRESS is set.
@@ -78,6 +83,8 @@ class RaySession:
     is_new: bool = False
     #: index → the pool, or last the tracker, that has answered before: it has a place
     _answered: dict[int, Any] = field(default_factory=dict)
+    #: the driver's, for trackers that the coordinator makes too
+    _tracking: Mapping[str, str] = field(default_factory=_tracking_variables, repr=False)
 
     def __post_init__(self) -> None:
         self.most_workers = max(self.most_workers, self.num_workers)
@@ -139,7 +146,7 @@ class RaySession:
 
     def new_tracker(self) -> Any:
         """A fresh tracker process."""
-        return self._beside_driver(TrackerShell).remote()
+        return self._beside_driver(TrackerShell).remote(self._tracking)
 
     def new_coordinator(self, runs: list[Any]) -> Any:
         """A fresh coordinator process for `runs` on this session's pools; `progress` and `stop` run beside `run`."""

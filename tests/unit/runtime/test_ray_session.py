@@ -45,7 +45,7 @@ class _Remote:
     def options(self, **_) -> _Remote:
         return self
 
-    def remote(self) -> _Actor:
+    def remote(self, *_) -> _Actor:
         return _Actor()
 
 
@@ -127,3 +127,13 @@ def test_pools_may_be_more_while_a_coordinator_works(stand_in: SimpleNamespace) 
         assert session.places() == Places((("CPU", 1.0), ("GPU", 0.5)), (("kind", "a"), ("zone", "b")))
         bare = session._bare()
         assert (bare.num_workers, bare.most_workers, bare.labels, bare.pools) == (1, 8, session.labels, [])
+
+
+def test_trackers_get_the_drivers_variables_of_mlflow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They travel with the session to the coordinator, which replaces a tracker that is lost; nobody prints them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "sesame")
+    session = RaySession(1)
+    assert session._tracking["MLFLOW_TRACKING_PASSWORD"] == "sesame"
+    assert all(name.startswith("MLFLOW_") for name in session._tracking)
+    assert "sesame" not in repr(session)
+    assert session._bare()._tracking == session._tracking
