@@ -52,6 +52,8 @@ _SECRET_TEXT = (
     ),
 )
 _SECRET_NAME = re.compile(r"(?:^|_|-)(?:password|passwd|token|secret|api_?key|secret_?access_?key|credentials?)$", re.I)
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_NAME = re.compile(rf"(?:[A-Za-z0-9][A-Za-z0-9.-]{{0,251}}/)?{_LABEL.pattern}")
 _ATOLL = re.compile(r"\batoll(?:\.git)?(?:-|==|:|@v?)(\d+\.\d+\.\d+(?:\.?\w+\d+)?)")
 _RAY = re.compile(r"\bray(?:\[[\w,-]+\])?(?:==|:|)(\d+\.\d+\.\d+)")
 _PYTHON = re.compile(r"-py3(\d+)\b")
@@ -164,6 +166,10 @@ def group_problems(groups: Iterable[tuple[str, NodeGroup]], boot_s: float) -> It
 
 
 def _label_problems(path: str, group: NodeGroup) -> Iterator[Problem]:
+    for name, value in group.labels.items():
+        if not (_LABEL_NAME.fullmatch(name) and _LABEL.fullmatch(value)):
+            rule = "prefix/name: value, of letters, digits, - _ . and letters or digits at the ends"
+            yield Problem(f"{path}.labels", f"{name}: {value}", rule, "the node would not start", "As in Kubernetes")
     place, pool = f"{path}.labels", group.labels.get(POOL_LABEL)
     has_gpus, market = group.resources.get("GPU", 0) > 0, "spot" if group.is_spot else "on-demand"
     if pool is None:

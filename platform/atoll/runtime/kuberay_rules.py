@@ -145,11 +145,12 @@ def _container_shapes(spec: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(place, shown(containers), "a list whose first container is Ray's")
             continue
         yield from _misshapen(containers[0], _CONTAINER, f"{place}[0]")
-        for name, value in (group.get("rayStartParams") or {}).items():
-            if not isinstance(value, str):
-                yield Problem(
-                    f"{path}.rayStartParams.{name}", shown(value), "text", "KubeRay takes nothing else", "quote it"
-                )
+        for key in ("rayStartParams", "labels"):
+            for name, value in (group.get(key) or {}).items():
+                if not isinstance(value, str):
+                    yield Problem(
+                        f"{path}.{key}.{name}", shown(value), "text", "KubeRay takes nothing else", "quote it"
+                    )
 
 
 def _groups(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -141,6 +141,7 @@ LAUNCHER: dict[str, tuple[Change, str, str]] = {
     "more than the whole": (put("max_workers", to=16), f"{GROUPS}.cpu.max_workers", "at most 16"),
     "no CPU for a pool": (drop(GROUPS, "gpu", "resources", "CPU"), f"{GROUPS}.gpu: CPUs", "at least 1"),
     "no label": (drop(GROUPS, "cpu", "labels", "fl/pool"), f"{GROUPS}.cpu.labels", "the label fl/pool"),
+    "a label with a space": (put(GROUPS, "cpu", "labels", "team", to="a b"), f"{GROUPS}.cpu.labels", "prefix/name"),
     "GPUs labelled cpu": (put(GROUPS, "gpu", "labels", "fl/pool", to="cpu"), f"{GROUPS}.gpu.labels", "exactly where"),
     "spot unsaid": (drop(GROUPS, "cpu", "labels", "ray.io/market-type"), f"{GROUPS}.cpu.labels", "market-type: spot"),
     "no token at the head": (
@@ -262,6 +263,7 @@ RESOURCE: dict[str, tuple[Change, str, str]] = {
         "spec.headGroupSpec.rayStartParams.num-cpus",
         "quote it",
     ),
+    "a label that is a number": (put(*WORKER, "labels", "team", to=3), f"{CPU}.labels.team", "quote it"),
     "head trains": (
         put("spec", "headGroupSpec", "rayStartParams", "num-cpus", to="4"),
         "spec.headGroupSpec.rayStartParams.num-cpus",
