@@ -58,7 +58,8 @@ def head(num_cpus: int) -> Iterator[Head]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1", "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "HOME": folder,
+            "OMP_NUM_THREADS": "1", "PATH": f"{here}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_TOKEN_PATH": f"{folder}/none",
         }  # fmt: skip
         gcs, dashboard = _port(), _port()
         command = [

@@ -228,7 +228,6 @@ def test_two_at_once_one_stopped_and_resumed(desk: Desk) -> None:
     assert "one-a1 is STOPPED: stopped at server step" in out
     stopped_at = int(out.split("server step")[1].split()[0])
     assert before["one"] <= stopped_at < STEPS, "at a step boundary, not killed"
-    assert "stopped at server step" in desk.type("logs", "one-a1")[0]
 
     desk.slow(0)
     found = result(desk.type("submit", "one.yaml", "--key", "one", "--num-cpus", "0.5", "--json")[0])
@@ -236,8 +235,6 @@ def test_two_at_once_one_stopped_and_resumed(desk: Desk) -> None:
     out, err = desk.type("logs", "two", "--follow")
     assert result(out)["model_digest"] == expected["two"]
     assert "two-a1 SUCCEEDED" in err
-    again = desk.type("submit", "two.yaml", "--key", "two", "--num-cpus", "0.5", "--json")[0]
-    assert (result(again)["job_id"], result(again)["is_new"]) == ("two-a1", False)
 
 
 def test_what_only_the_cluster_can_refuse(desk: Desk) -> None:
