@@ -8,7 +8,6 @@ RayCluster resources of KubeRay, which Ray's launcher does not read.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -256,14 +255,3 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _texts(inner, f"{path}[{index}]")
-
-
-def ray_schema() -> dict[str, Any]:
-    """The JSON schema of Ray's launcher."""
-    import json
-
-    import ray.autoscaler
-
-    with open(os.path.join(os.path.dirname(ray.autoscaler.__file__), "ray-schema.json")) as file:
-        found: dict[str, Any] = json.load(file)
-    return found

@@ -6,12 +6,14 @@ import contextlib
 import copy
 import functools
 import io
+import json
 import logging
 import math
 import re
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from atoll.errors import Problem
@@ -21,7 +23,6 @@ from atoll.runtime.cluster_files import (
     NodeGroup,
     Versions,
     group_problems,
-    ray_schema,
     shown,
     unknown_keys,
     version_problems,
@@ -104,7 +105,7 @@ def _as_ray_sees_it(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, l
     from jsonschema import Draft7Validator
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    problems = [_of_schema(error) for error in Draft7Validator(ray_schema()).iter_errors(dict(config))]
+    problems = [_of_schema(error) for error in Draft7Validator(_ray_schema()).iter_errors(dict(config))]
     problems += [
         Problem(
             f"available_node_types.{name}.resources", "none", "stated resources", "Ray would ask the cloud for them"
@@ -122,6 +123,13 @@ def _as_ray_sees_it(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, l
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return None, [Problem("the file", "", "one that Ray's own validation accepts", why)]
     return prepared, []
+
+
+def _ray_schema() -> dict[str, Any]:
+    import ray.autoscaler
+
+    found: dict[str, Any] = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    return found
 
 
 @contextlib.contextmanager
