@@ -32,7 +32,17 @@ from atoll.spec.ensemble import (
     ServerFit,
     WeightedMeanOverArch,
 )
-from atoll.spec.execution import Comparison, Elastic, Evaluation, InlineRuntime, RayRuntime, Runtime, Stop, Target, Tracking
+from atoll.spec.execution import (
+    Comparison,
+    Elastic,
+    Evaluation,
+    InlineRuntime,
+    RayRuntime,
+    Runtime,
+    Stop,
+    Target,
+    Tracking,
+)
 from atoll.spec.files import arms, derived, digest, dump, identity, load, parse, read_file, to_dict
 from atoll.spec.overrides import parse_override
 from atoll.spec.population import (
