@@ -28,7 +28,7 @@ def use() -> None:
         numba.config.CACHE_LOCATOR_CLASSES = ",".join([f"{__name__}.{ByContent.__name__}", *_OTHERS])
 
 
-class ByContent(caching._CacheLocator):
+class ByContent(caching._CacheLocator):  # type: ignore[misc]
     """Keeps what is compiled from one file of this package in a folder named by its content, in the user's cache."""
 
     def __init__(self, line: int, digest: str, folder: Path) -> None:
