@@ -183,14 +183,14 @@ def test_lost_twice_and_each_next_attempt_goes_on(desk: Desk) -> None:
         "python", str(JOBS / "train.py"), "spec.yaml",
     ]  # fmt: skip
     subprocess.run(ray, env=desk.cluster.environment, check=True, capture_output=True, timeout=60)
-    eventually(lambda: mine.version() >= 20, 120)
+    eventually(lambda: mine.version() >= 20, 120, every_s=0.5)
     killed("jobs/train.py")
-    eventually(lambda: desk.jobs()["nightly-a1"]["status"] == "FAILED", 30)
+    eventually(lambda: desk.jobs()["nightly-a1"]["status"] == "FAILED", 30, every_s=1)
     reached = mine.version()
     assert 20 <= reached < STEPS - 20, "it was to be killed on the way"
 
     command = desk.begin("submit", "spec.yaml", "--key", "nightly", "--retries", "1", "--num-cpus", "0.5", "--json")
-    eventually(lambda: mine.version() > reached, 120)
+    eventually(lambda: mine.version() > reached, 120, every_s=0.5)
     killed("nightly")
     assert mine.version() < STEPS - 20, "it was to be killed on the way"
     desk.slow(0)
@@ -215,9 +215,9 @@ def test_two_at_once_one_stopped_and_resumed(desk: Desk) -> None:
     _, err = desk.type("submit", "one.yaml", "--key", "one", "--no-follow")
     assert "one-a1 is there already" in err
 
-    eventually(lambda: min(desk.version(key) for key in specs) >= 10, 120)
+    eventually(lambda: min(desk.version(key) for key in specs) >= 10, 120, every_s=0.3)
     before = {key: desk.version(key) for key in specs}
-    eventually(lambda: all(desk.version(key) >= before[key] + 10 for key in specs), 120)
+    eventually(lambda: all(desk.version(key) >= before[key] + 10 for key in specs), 120, every_s=0.3)
     told = desk.jobs()
     assert {told[f"{key}-a1"]["status"] for key in specs} == {"RUNNING"}
     print("versions while both ran:", before, {key: desk.version(key) for key in specs})
