@@ -129,3 +129,15 @@ def test_the_table_and_a_stop(atoll: Terminal, server: Server) -> None:
     assert " 130 " in row
     assert last_object(out)["jobs"][-1]["attempt"] == 1
     assert sum(row.startswith("k") for row in atoll("jobs", "--all")[1].splitlines()) == 22
+
+
+def test_a_log_gets_a_line_now_and_then(atoll: Terminal, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What people follow: on no terminal the bar would show itself at the end only."""
+    monkeypatch.setattr("atoll.experiment.finishing.plots", lambda *args, **options: {})
+    config = atoll.write(tracking={"uri": mlflow_uri}, stop={"server_steps": 300})
+    monkeypatch.setattr("atoll.cli.show._LOG_EVERY_S", (1e9, 0.0))
+    assert "tiny: step" not in atoll("run", config)[1], "not before the first seconds have passed"
+    monkeypatch.setattr("atoll.cli.show._LOG_EVERY_S", (0.0, 0.0))
+    code, out, _ = atoll("run", config)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("tiny: step ") and " of 300 · " in line]
