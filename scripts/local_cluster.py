@@ -202,8 +202,9 @@ def main() -> int:
             while True:
                 time.sleep(3600)
     except KeyboardInterrupt:
-        Path(".local_cluster.env").unlink(missing_ok=True)
         return 0
+    finally:
+        Path(".local_cluster.env").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ class Display:
 
 
 def _figures(figures: Mapping[str, float]) -> str:
+    if "waiting_s" in figures and "step" not in figures:
+        return f"no worker has a place yet ({figures['waiting_s']:.0f} s) …"
     parts = []
     if "sim/hours" in figures:
         parts.append(f"{figures['sim/hours']:.2f} virtual h, {figures['sim/client_updates']:,.0f} client updates")

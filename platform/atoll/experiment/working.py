@@ -20,6 +20,7 @@ from atoll.experiment.records import RESULT_FILE, TOLD, Run, short
 from atoll.experiment.resuming import Resumption
 from atoll.experiment.sessions import session_for, store_bytes_of
 from atoll.experiment.storing import store_in
+from atoll.runtime.opening import POOL_KIND
 from atoll.runtime.store import Commit, Journal, LocalFiles
 from atoll.tracking import MlflowTracker, RunInfo, flatten_params, summary_tags
 
@@ -106,6 +107,8 @@ def begin_work(
         if not is_over:
             meta["ended"] = "null"
             (folder / RESULT_FILE).unlink(missing_ok=True)
+        if not is_comparable:
+            meta[POOL_KIND] = ""  # forced: another kind of device may go on
         if resumed is not None and resumed.is_moved:
             journal.publish_again()
             meta["run_id"] = ""

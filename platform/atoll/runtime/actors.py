@@ -62,19 +62,25 @@ class ClientPool:
 
     def __init__(self) -> None:
         self._tenants: dict[int, _Tenant] = {}
+        self._place: Place | None = None
+
+    def where(self, has_gpu: bool) -> Place:
+        """Where this pool runs, and on what. Asked first: it takes no data and no torch, unless there is a GPU."""
+        self._place = Place.here(has_gpu=has_gpu)
+        return self._place
 
     def open(
         self, run: int, make_learner: Callable[[], Trainer], make_evaluator: Callable[[], Evaluator], epoch: int
-    ) -> Place:
+    ) -> Place | None:
         """Prepares run number `run` for the coordinator of this epoch, forgetting what had the number before.
 
         Returns:
-            Where this pool runs, and on what.
+            As `where` has said.
         """
         self._tenants.pop(run, None)
         self._tenants[run] = _Tenant(epoch, make_learner(), make_evaluator)
         one_thread()
-        return Place.here()
+        return self._place
 
     def beginning(self, make_aggregator: Callable[[AggregatorState | None], Aggregator]) -> AggregatorState:
         """A run's state at version 0: a custom module makes its weights with torch, which the coordinator lacks."""

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from atoll.runtime.autoscaler import is_growing
 from atoll.runtime.demand import Ask, Leases, Places
 
 __all__ = ["DemandBroker", "find_broker"]
@@ -20,8 +21,14 @@ __all__ = ["DemandBroker", "find_broker"]
 _NAMESPACE, _NAME = "atoll", "demand-broker"
 #: how often leases are looked at, and how often an unchanged demand is told again
 _EVERY_S, _AGAIN_S = 2.0, 30.0
+#: after so long a broker that began anew has heard of all drivers
+_HEARD_S = 30.0
 #: a resource that the head alone has: the broker should not go with a node that is given back
 _ON_HEAD = {"node:__internal_head__": 0.001}
+
+
+#: resources and labels of a kind of places
+_PlainPlaces = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, str], ...]]
 
 
 class DemandBroker:
@@ -29,13 +36,15 @@ class DemandBroker:
 
     def __init__(self) -> None:
         self._leases, self._lock = Leases(), threading.Lock()
-        self._told: tuple[float, list[tuple[Places, int]]] = (0.0, [])
+        self._began_s = time.monotonic()
+        #: when and what the autoscaler was told; None: nothing yet, but perhaps by a broker before this one
+        self._told: tuple[float, list[tuple[Places, int]] | None] = (0.0, None)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def renew(self, driver: str, ask: Ask) -> int:
-        """How many pools `driver` may have now."""
+    def renew(self, driver: str, places: _PlainPlaces, least: int, wanted: int, placed: int) -> int:
+        """How many pools `driver` may have now. Plain values: a driver may be of another atoll than this broker."""
         with self._lock:
-            granted = self._leases.renew(driver, ask, time.monotonic())
+            granted = self._leases.renew(driver, Ask(Places(*places), least, wanted, placed), time.monotonic())
             self._tell()
             return granted
 
@@ -48,13 +57,16 @@ class DemandBroker:
     def _watch(self) -> None:
         while True:
             time.sleep(_EVERY_S)
+            grows = self._leases.is_waited_for and is_growing()
             with self._lock:
-                self._leases.expire(time.monotonic())
+                self._leases.expire(time.monotonic(), is_growing=grows)
                 self._tell()
 
     def _tell(self) -> None:
         """Tells the autoscaler what all leases need together."""
         floor, now = self._leases.floor(), time.monotonic()
+        if not floor and self._told[1] is None and now - self._began_s < _HEARD_S:
+            return  # those who live will be heard of; what the broker before has told stands until then
         if floor == self._told[1] and (not floor or now - self._told[0] < _AGAIN_S):
             return
         bundles = [dict(places.resources) for places, number in floor for _ in range(number)]

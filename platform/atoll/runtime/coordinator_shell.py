@@ -60,8 +60,9 @@ class CoordinatorShell:
                     raise
                 except AtollError as error:  # of what they share: nobody can go on
                     for run in runs:
-                        run.failed(error)
-                self._turn(runs)
+                        if run.is_training:
+                            run.failed(error)
+                self._turn(runs, scaling.waiting_s)
                 gauges.emit(self._figures)
         finally:
             scaling.close()
@@ -70,13 +71,14 @@ class CoordinatorShell:
                 run.close()
         return [run.outcome or Interrupted(f"stopped at server step {run.version}") for run in runs]
 
-    def _turn(self, runs: list[RunShell]) -> None:
+    def _turn(self, runs: list[RunShell], waiting_s: float) -> None:
         num_training = sum(run.is_training for run in runs)
         for run in runs:
             run.is_stopped = run.is_stopped or self._is_stopped
             run.share(num_training)
             run.turn()
-        self._progress = [run.progress for run in runs]
+        story = {"waiting_s": waiting_s} if waiting_s else {}
+        self._progress = [run.progress or story for run in runs]
 
     def _figures(self) -> dict[str, Figures]:
         """Of each run that has begun; one whose journal cannot be read says nothing."""

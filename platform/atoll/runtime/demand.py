@@ -12,9 +12,10 @@ __all__ = ["Ask", "Leases", "Places", "fair_shares"]
 
 #: Wall seconds without a word after which a lease is over: its driver is dead, or cut off.
 _LEASE_S = 30.0
-#: How long a driver's pools may wait for a place before others are asked to give up some of theirs: the autoscaler
-#: should have started a node by then.
+#: How long a driver's pools may wait for a place, with no node on its way, before others give up some of theirs.
 _PATIENCE_S = 20.0
+#: Pools on their way from one driver to another have no place: so long the most that there were counts.
+_MOVING_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +85,21 @@ class Leases:
     """Who may have how many pools.
 
     As long as every driver's pools find places, each may have what it wants: the pools that wait for a place make the
-    autoscaler start nodes. When one of several has waited for long, the places that there are, and one more, are
-    divided fairly: whoever has too many gives some up, and the one more notices a node that comes. That ends when all
-    find places again.
+    autoscaler start nodes. When one of several has waited for long, and no node is on its way, the places that there
+    are get divided fairly: whoever has too many gives some up. Once all have their shares, one more is tried, so that a
+    node that comes is noticed. The division ends when all have what they want.
     """
 
     def __init__(self) -> None:
         self._leases: dict[str, _Lease] = {}
-        #: kinds of places that are divided now
-        self._short: set[Places] = set()
+        #: kinds of places that are divided now → (how many there are, when they were counted)
+        self._short: dict[Places, tuple[int, float]] = {}
 
     def renew(self, driver: str, ask: Ask, now_s: float) -> int:
         """How many pools `driver` may have now."""
         lease = self._leases.setdefault(driver, _Lease(ask, now_s))
         lease.ask, lease.renewed_s = ask, now_s
-        self.expire(now_s)
+        self._count(ask.places, now_s)
         granted = self._granted(ask.places)[driver]
         if ask.placed >= min(granted, ask.wanted):
             lease.waits_since_s = None
@@ -108,18 +109,31 @@ class Leases:
 
     def release(self, driver: str) -> None:
         """It needs none any more."""
-        if (lease := self._leases.pop(driver, None)) is not None:
-            self._look(lease.ask.places)
+        self._leases.pop(driver, None)
 
-    def expire(self, now_s: float) -> None:
-        """Drops whoever has not been heard of; notices who waits for too long."""
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody's pools wait for places."""
+        return any(lease.waits_since_s is not None for lease in self._leases.values())
+
+    def expire(self, now_s: float, *, is_growing: bool = False) -> None:
+        """Drops whoever has not been heard of; notices who waits for too long.
+
+        Args:
+            now_s: monotonic.
+            is_growing: whether nodes are on their way: then nobody has waited yet.
+        """
         for driver in [name for name, lease in self._leases.items() if now_s - lease.renewed_s > _LEASE_S]:
             del self._leases[driver]
         for lease in self._leases.values():
-            if lease.waits_since_s is not None and now_s - lease.waits_since_s > _PATIENCE_S:
-                self._short.add(lease.ask.places)
+            if lease.waits_since_s is None:
+                continue
+            if is_growing:
+                lease.waits_since_s = now_s
+            elif now_s - lease.waits_since_s > _PATIENCE_S and lease.ask.places not in self._short:
+                self._short[lease.ask.places] = 0, now_s
         for places in tuple(self._short):
-            self._look(places)
+            self._count(places, now_s)
 
     def floor(self) -> list[tuple[Places, int]]:
         """What the autoscaler is to make room for: kinds of places, and how many of each."""
@@ -128,15 +142,29 @@ class Leases:
             wanted[lease.ask.places] = wanted.get(lease.ask.places, 0) + lease.ask.wanted
         return sorted(wanted.items(), key=repr)
 
-    def _look(self, places: Places) -> None:
-        """Ends the division of these places where all have what they want."""
-        asks = [lease.ask for lease in self._leases.values() if lease.ask.places == places]
-        if len(asks) < 2 or sum(ask.wanted for ask in asks) <= sum(ask.placed for ask in asks):
-            self._short.discard(places)
+    def _asks(self, places: Places) -> dict[str, Ask]:
+        return {name: lease.ask for name, lease in sorted(self._leases.items()) if lease.ask.places == places}
+
+    def _count(self, places: Places, now_s: float) -> None:
+        """How many of these places there are, where they are divided; ends the division where it is over."""
+        if places not in self._short:
+            return
+        asks = self._asks(places).values()
+        there = sum(ask.placed for ask in asks)
+        if len(asks) < 2 or sum(ask.wanted for ask in asks) <= there:
+            del self._short[places]
+            return
+        most, when_s = self._short[places]
+        if there >= most or now_s - when_s > _MOVING_S:
+            self._short[places] = there, now_s
 
     def _granted(self, places: Places) -> dict[str, int]:
-        leases = {name: lease.ask for name, lease in sorted(self._leases.items()) if lease.ask.places == places}
+        asks = self._asks(places)
         if places not in self._short:
-            return {name: ask.wanted for name, ask in leases.items()}
-        capacity = sum(ask.placed for ask in leases.values()) + 1
-        return dict(zip(leases, fair_shares([(a.least, a.wanted) for a in leases.values()], capacity), strict=True))
+            return {name: ask.wanted for name, ask in asks.items()}
+        capacity = self._short[places][0]
+        wishes = [(ask.least, ask.wanted) for ask in asks.values()]
+        shares = fair_shares(wishes, capacity)
+        if all(ask.placed >= share for ask, share in zip(asks.values(), shares, strict=True)):
+            shares = fair_shares(wishes, capacity + 1)
+        return dict(zip(asks, shares, strict=True))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll.errors import Problem, SpecError
 from atoll.plan import Planner
 from atoll.runtime.coordinator import Coordinator, Start
 from atoll.runtime.parts import Parts, TimelineFile
 from atoll.runtime.publishing import Publishing
 from atoll.runtime.recorder import Recorder
-from atoll.runtime.store import Files, Journal, SnapshotRecord, epoch_of
+from atoll.runtime.store import Commit, Files, Journal, SnapshotRecord, epoch_of
 
-__all__ = ["Attempt", "begin"]
+__all__ = ["POOL_KIND", "Attempt", "begin", "check_kind"]
+
+#: meta key of the journal: on what kind of device a run trains
+POOL_KIND = "pool_kind"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,21 @@ def begin(parts: Parts, journal: Journal, taken: SnapshotRecord | None, ready_po
     recorder = Recorder(journal, timeline, files, coordinator, parts.durability)
     artifact_files = parts.make_artifact_files()
     return Attempt(coordinator, recorder, Publishing(journal, artifact_files), timeline, artifact_files)
+
+
+def check_kind(journal: Journal, kind: str) -> None:
+    """All attempts of a run train on one kind of device, which its journal keeps from the first pool on.
+
+    Raises:
+        SpecError: an earlier attempt had another kind.
+    """
+    known = journal.get(POOL_KIND)
+    if not known:
+        journal.commit(Commit(meta={POOL_KIND: kind}))
+    elif known != kind:
+        why = "bits are equal per kind of device, not across them"
+        hint = "runtime.labels keeps workers on nodes of one kind"
+        raise SpecError([Problem("client pools", repr(kind), f"{known!r}, as the run was begun", why, hint)])
 
 
 def _start_of(journal: Journal, taken: SnapshotRecord | None) -> Start:

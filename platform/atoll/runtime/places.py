@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from atoll.errors import Problem, SpecError
+from atoll.learner.devices import device_name
 from atoll.runtime.demand import Places
 from atoll.runtime.software import software
 
@@ -19,35 +20,41 @@ __all__ = ["Place", "check_same", "fits", "no_node_fits"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Host, process and Ray node of a worker, and what decides bits there."""
+    """Host, process and Ray node of a worker, and what decides bits there: software, and the kind of its device."""
 
     host: str
     pid: int
     node_id: str
     software: Mapping[str, str]
+    kind: str = ""
 
     @staticmethod
-    def here() -> Place:
+    def here(*, has_gpu: bool = False) -> Place:
         """Of this process, inside Ray."""
-        return Place(socket.gethostname(), os.getpid(), ray.get_runtime_context().get_node_id(), software())
+        found = dict(software())
+        processor = found.pop("processor")
+        kind = device_name("cuda") if has_gpu else processor
+        return Place(socket.gethostname(), os.getpid(), ray.get_runtime_context().get_node_id(), found, kind)
 
 
-def check_same(place: Place, expected: Mapping[str, str], where: str) -> None:
-    """Refuses a worker that would end in other bits.
+def check_same(place: Place, kind: str) -> None:
+    """Refuses a worker that would end in other bits than the rest of a run.
 
     Args:
         place: of the worker.
-        expected: what others have.
-        where: who they are.
+        kind: of the device that the run's other workers have.
 
     Raises:
         SpecError: what differs there.
     """
-    differing = sorted(name for name, value in expected.items() if place.software.get(name) != value)
+    expected = {**software(), "device": kind}
+    del expected["processor"]
+    there = {**place.software, "device": place.kind}
+    differing = sorted(name for name, value in expected.items() if there.get(name) != value)
     if not differing:
         return
-    found = ", ".join(f"{name} {place.software.get(name, 'none')!r}" for name in differing)
-    rule = f"as {where}: " + ", ".join(f"{name} {expected[name]!r}" for name in differing)
+    found = ", ".join(f"{name} {there.get(name, 'none')!r}" for name in differing)
+    rule = "as the others: " + ", ".join(f"{name} {expected[name]!r}" for name in differing)
     why = "bits are equal per software build and kind of processor, not across them"
     hint = "install the same atoll on every node; runtime.labels keeps workers on nodes of one kind"
     raise SpecError([Problem(f"worker on {place.host}", found, rule, why, hint)])

@@ -116,8 +116,8 @@ class Recorder:
         """The run is over."""
         self._end, self._ended_s = end, self.wall_s
 
-    def pools_are(self, number: int) -> None:
-        """So many client pools have had a place since the last call."""
+    def pools_are(self, number: float) -> None:
+        """So many client pools have had a place since the last call; of pools that runs share, a run's part."""
         wall_s = self.wall_s
         if self._pools_seen_s is not None:
             self.pool_s += number * (wall_s - self._pools_seen_s)

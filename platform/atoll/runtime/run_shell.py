@@ -42,7 +42,7 @@ from atoll.runtime.events import (
 )
 from atoll.runtime.gauges import Figures
 from atoll.runtime.losses import SUMS_LOST, RollBack, told
-from atoll.runtime.opening import Attempt, begin
+from atoll.runtime.opening import Attempt, begin, check_kind
 from atoll.runtime.packing import packed
 from atoll.runtime.parts import Outcome, Parts
 from atoll.runtime.recorder import checkpoint_artifact, result_of
@@ -55,7 +55,7 @@ __all__ = ["RunShell"]
 #: losses in a row, without a snapshot between, that a run bears
 _MOST_ROLLBACKS = 10
 #: at the start: how long all pools are waited for before those that are there begin
-_ALL_POOLS_S = 60.0
+_ALL_POOLS_S = 20.0
 #: how long sums may take from the node of the pool that made them
 _SUMS_S = 60.0
 #: how long the end of a run waits for the tracking service
@@ -246,7 +246,7 @@ class RunShell:
         if self._state != "opening" or self._attempt is not None or self._aggregator is None:
             return
         waited_s = time.monotonic() - self._opened_at
-        if len(self._open_pools) < self._pools.num_wanted and not (self._open_pools and waited_s > _ALL_POOLS_S):
+        if len(self._open_pools) < self._pools.num_awaited and not (self._open_pools and waited_s > _ALL_POOLS_S):
             return
         self._attempt = begin(self.parts, self._journal, self._aggregator.taken, sorted(self._open_pools))
         self._state = "running"
@@ -269,7 +269,7 @@ class RunShell:
             if self._state == "running" and (self._end is not None or self.is_stopped):
                 self._begin_to_end()
             recorder = self._attempt.recorder
-            recorder.pools_are(self._pools.num_placed)
+            recorder.pools_are(self._pools.num_placed / max(self._num_sharing, 1))
             recorder.lost_pools, self._lost_pools = recorder.lost_pools + self._lost_pools, 0
             if self._state == "running":
                 self._save()
@@ -315,6 +315,7 @@ class RunShell:
     def pool_ready(self, pool: int) -> None:
         """A pool can take this run's work."""
         with self.guarded():
+            check_kind(self._journal, self._pools.kind)
             self._open_pools.add(pool)
             if self._attempt is None:
                 self._ask_for_beginning()

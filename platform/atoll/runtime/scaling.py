@@ -13,7 +13,6 @@ import ray
 from atoll.runtime.autoscaler import is_growing
 from atoll.runtime.broker import find_broker
 from atoll.runtime.calls import Calls
-from atoll.runtime.demand import Ask
 from atoll.runtime.elastic import OpenWork, Sizing
 from atoll.runtime.places import fits, no_node_fits
 from atoll.runtime.session import RaySession
@@ -23,9 +22,11 @@ __all__ = ["Scaling"]
 
 #: how often the number of pools is thought over, and how often the broker hears of it
 _EVERY_S, _RENEW_S = 0.25, 2.0
-#: How long all pools may be without a place before that is an error, where no node could hold one and none is on its
-#: way; and how often it is told, where others hold what there is.
-_NONE_FITS_S, _TELL_S = 15.0, 60.0
+#: after so long without an answer another broker is looked for
+_SILENT_S = 30.0
+#: How long there may be no node that could hold a pool, and none on its way, before that is an error; how often it is
+#: looked at.
+_NONE_FITS_S, _LOOK_S = 15.0, 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -47,11 +48,12 @@ class Scaling:
         self._driver = ray.get_runtime_context().get_job_id()
         self._broker: Any = None
         self._granted = 0
-        self._is_asking = False
-        self._asks_at = self._thinks_at = 0.0
-        #: since when no pool has a place, and when that is told next
-        self._none_since = time.monotonic()
-        self._tells_at = self._none_since + _TELL_S
+        #: when the broker was asked what it has not answered yet
+        self._asked_at: float | None = None
+        self._asks_at = self._thinks_at = self._looks_at = 0.0
+        #: since when no pool has a place and no node is on its way; whether one ever had
+        self._began = self._none_since = time.monotonic()
+        self._had_a_place = False
 
     def turn(self, work: Callable[[], OpenWork]) -> None:
         """Grows or shrinks.
@@ -86,37 +88,48 @@ class Scaling:
             with contextlib.suppress(ray.exceptions.RayError):
                 self._broker.release.remote(self._driver)
 
+    @property
+    def waiting_s(self) -> float:
+        """Wall seconds without a place for any pool so far; 0.0 once one has had one."""
+        return 0.0 if self._had_a_place or not self._session.is_shared else time.monotonic() - self._began
+
     def _ask(self, wanted: int, now: float) -> None:
-        if self._is_asking or (now < self._asks_at and wanted <= self._granted):
+        if self._asked_at is not None and now - self._asked_at < _SILENT_S:
             return
-        self._is_asking, self._asks_at = True, now + _RENEW_S
-        if self._broker is None:
-            self._broker = find_broker()
-        session, pools = self._session, self._pools
-        ask = Ask(session.places(), session.num_workers, max(wanted, session.num_workers), pools.num_placed)
+        if self._asked_at is not None:  # it hangs, or has no place: another look
+            self._broker = None
+        elif now < self._asks_at and wanted <= self._granted:
+            return
+        self._asked_at, self._asks_at = now, now + _RENEW_S
+        session, places = self._session, self._session.places()
+        ask = ((places.resources, places.labels), session.num_workers, max(wanted, session.num_workers))
 
         def heard(ready: Any) -> None:
-            self._is_asking = False
+            if self._asked_at != now:
+                return
+            self._asked_at = None
             try:
                 self._granted = ray.get(ready)
             except ray.exceptions.RayError as error:  # it begins anew, or another one does; pools stay as they are
                 _log.info("the demand broker did not answer: %s", error)
                 self._broker = None
 
-        self._calls.expect(self._broker.renew.remote(self._driver, ask), heard)
+        try:
+            self._broker = self._broker or find_broker()
+            answer = self._broker.renew.remote(self._driver, *ask, self._pools.num_placed)
+        except (ray.exceptions.RayError, ValueError) as error:  # two make it at once; speed only is at stake
+            _log.info("no demand broker: %s", error)
+            self._broker, self._asked_at = None, None
+        else:
+            self._calls.expect(answer, heard)
 
     def _look_for_a_place(self, now: float) -> None:
-        if self._pools.num_placed:
-            self._none_since, self._tells_at = now, now + _TELL_S
+        self._had_a_place = self._had_a_place or self._pools.num_placed > 0
+        if self._had_a_place or now < self._looks_at:
             return
-        waited_s = now - self._none_since
-        if waited_s < _NONE_FITS_S:
-            return
+        self._looks_at = now + _LOOK_S
         places, nodes = self._session.places(), ray.nodes()
-        if not fits(places, nodes) and not is_growing():
-            raise no_node_fits(places, nodes, waited_s)
-        if now > self._tells_at:
-            self._tells_at = now + _TELL_S
-            _log.warning(
-                "no worker has found a place for %.0f s: others hold what fits, or nodes are starting", waited_s
-            )
+        if fits(places, nodes) or is_growing():
+            self._none_since = now
+        elif now - self._none_since > _NONE_FITS_S:
+            raise no_node_fits(places, nodes, now - self._began)

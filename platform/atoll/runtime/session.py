@@ -37,7 +37,7 @@ _DEFAULT_STORE_BYTES = 512 * 2**20
 _SCRATCH = "atoll-ray-"
 _HELPERS = ("start_monitor", "start_log_monitor", "start_api_server")
 #: how long pools and tracker may take to answer before a run begins without them
-_READY_S = 30.0
+_READY_S, _LOOK_S = 30.0, 5.0
 #: Threads are pinned before torch is imported: the number of threads changes bits, and two on a busy machine stall.
 _WORKER_ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 _EMBEDDED_ENV = {
@@ -179,7 +179,11 @@ class RaySession:
         """
         everyone = [*self.pools, self.tracker]
         asked = [actor.__ray_ready__.remote() for actor in everyone]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_READY_S)
+        known = [asked[index] for index, actor in enumerate(everyone) if self._answered.get(index) is actor]
+        if known:
+            ray.wait(known, num_returns=len(known), timeout=_READY_S)
+        # Not as long for those that may have no place.
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_LOOK_S)
         dead = []
         for index, (actor, reference) in enumerate(zip(everyone, asked, strict=True)):
             is_alive = reference in ready and _is_alive(reference)

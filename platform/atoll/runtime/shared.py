@@ -16,7 +16,6 @@ from atoll.runtime.losses import PROCESS_LOST, end_process, is_of, told
 from atoll.runtime.parts import Parts
 from atoll.runtime.places import Place, check_same
 from atoll.runtime.session import RaySession
-from atoll.runtime.software import software
 from atoll.runtime.stopping import Patience
 
 __all__ = ["SharedPools", "SharedTracker", "Tenant"]
@@ -98,14 +97,16 @@ class SharedPools:
         self._places: dict[int, Place] = {}
         #: pools that get no more work
         self._retiring: set[int] = set()
-        #: what decides bits where the first pool is; the versions are those of this process
-        self._processor: str | None = None
+        #: device of the first pool that had a place: what all have to have
+        self.kind = ""
         #: per pool, runs that owe the answers of its calls, in the order in which they were sent
         self._order: list[list[tuple[int, int]]] = [[] for _ in self._handles]
         self._next_call = 0
         self._patience = Patience("a client pool", _MOST_LOST_POOLS)
         #: pools lost so far
         self.num_lost = 0
+        for pool in self._working():
+            self._locate(pool)
 
     def __len__(self) -> int:
         """Slots."""
@@ -120,6 +121,11 @@ class SharedPools:
         return len(self._working())
 
     @property
+    def num_awaited(self) -> int:
+        """Pools that a run waits for before it begins; others join it later."""
+        return min(self._session.num_workers, self.num_wanted)
+
+    @property
     def num_placed(self) -> int:
         """Pools that work."""
         return sum(pool in self._places for pool in self._working())
@@ -131,12 +137,13 @@ class SharedPools:
         """As many pools as this, between none and the number of slots.
 
         New ones prepare themselves for every run. Those that go are the ones without a place, then those on the nodes
-        with the fewest, so that whole nodes become idle; they finish what they have first.
+        with the fewest, so that whole nodes become idle, this process's node last; they finish what they have first.
         """
         working = self._working()
         free = [pool for pool, handle in enumerate(self._handles) if handle is None]
         for pool in free[: max(0, number - len(working))]:
             self._handles[pool] = self._session.new_pool()
+            self._locate(pool)
             for tenant in self._tenants:
                 if tenant.epoch and not tenant.is_over:
                     self._open(pool, tenant)
@@ -172,7 +179,8 @@ class SharedPools:
         end_process(self._handles[pool], self._places.pop(pool, None))
         self._handles[pool] = None
         for tenant in self._tenants:
-            tenant.pool_gone(pool)
+            if not tenant.is_over:
+                tenant.pool_gone(pool)
 
     def open(self, tenant: Tenant) -> None:
         """Every pool prepares itself for this run, which then hears `pool_ready`."""
@@ -187,36 +195,49 @@ class SharedPools:
             if self._life[pool] != life:
                 return
             try:
-                place: Place = ray.get(ready)
+                place: Place | None = ray.get(ready)
             except PROCESS_LOST as error:
                 self.replace(pool, error)
             except (RayTaskError, RayError) as error:
                 if epoch == tenant.epoch:
                     tenant.failed(told(error, "a client pool"))
             else:
-                self._placed(pool, place)
+                if place is not None:
+                    self._placed(pool, place)
                 if epoch == tenant.epoch and pool not in self._retiring:
                     tenant.pool_ready(pool)
 
         if pool in self._places:
             self._calls.ask(pool, opened, done)
         else:
-            # No deadline: on a cluster a new pool may wait for a place, and others do its work meanwhile.
             self._calls.expect(opened, done)
 
+    def _locate(self, pool: int) -> None:
+        """Asks a new pool where it is: it has a place when it answers, long before it has opened data.
+
+        No deadline: on a cluster it may wait for a node, and others do its work meanwhile.
+        """
+        life = self._life[pool]
+
+        def done(ready: Any) -> None:
+            if self._life[pool] != life:
+                return
+            try:
+                self._placed(pool, ray.get(ready))
+            except PROCESS_LOST as error:
+                self.replace(pool, error)
+
+        self._calls.expect(self._handles[pool].where.remote(self._session.gpus_per_worker > 0), done)
+
     def _placed(self, pool: int, place: Place) -> None:
-        """Notes where a pool is; refuses one that would end in other bits than the others.
+        """Notes where a pool is.
 
         Raises:
-            SpecError: what differs there.
+            SpecError: it would end in other bits than the others.
         """
         self._places[pool] = place
-        if self._session.gpus_per_worker:
-            expected = {**software(), "processor": place.software["processor"]}
-        else:
-            self._processor = self._processor or place.software["processor"]
-            expected = {**software(), "processor": self._processor}
-        check_same(place, expected, "on the other nodes")
+        self.kind = self.kind or place.kind
+        check_same(place, self.kind)
 
     def close(self, tenant: Tenant) -> None:
         """Pools forget this run."""
@@ -266,6 +287,8 @@ class SharedPools:
         is_needed = pool not in self._retiring
         self._retiring.discard(pool)
         self._handles[pool] = self._session.new_pool() if is_needed else None
+        if is_needed:
+            self._locate(pool)
         self.num_lost += 1
         # Only what ran can be to blame, and calls run in the order in which they were sent.
         running = self._order[pool][0][1] if self._order[pool] else None

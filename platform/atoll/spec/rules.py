@@ -287,6 +287,13 @@ def _arguments(path: str, value: Any) -> Iterator[Finding]:
 
 
 def _runtime(runtime: RayRuntime) -> Iterator[Finding]:
+    for name, value in runtime.labels.items():
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", value):
+            path, rule = f"runtime.labels.{name}", "letters, digits, _ . and -, as labels of Ray nodes have"
+            yield (
+                ("runtime.labels",),
+                Problem(path, repr(value), rule, "", "Name one value; operators are not understood"),
+            )
     if runtime.least_workers > runtime.most_workers:
         rule, hint = f"≤ runtime.workers.max ({runtime.most_workers})", "Lower min or raise max"
         found = ("runtime.workers.min", "runtime.workers.max")

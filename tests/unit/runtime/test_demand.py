@@ -37,30 +37,53 @@ def test_as_long_as_there_is_room_everyone_gets_what_it_wants() -> None:
 
 
 def settle(leases: Leases, wants: dict[str, int], room: int, seconds: int, placed: dict[str, int], start: int = 0):
-    """Drivers renew every two seconds; whoever is over its share gives up at once, whoever is under takes what is free."""
+    """Drivers renew every two seconds; who is over its share gives up at once; a pool takes four to find a place."""
     granted: dict[str, int] = {}
+    moving: dict[int, list[str]] = {}
     for now in range(start, start + seconds, 2):
+        for name in moving.pop(now, []):
+            placed[name] += placed[name] < granted[name]
         for name, wanted in wants.items():
             granted[name] = leases.renew(name, ask(wanted, placed[name]), float(now))
             placed[name] = min(placed[name], granted[name])
+        leases.expire(float(now))
+        under_way = [name for names in moving.values() for name in names]
         for name in wants:
-            placed[name] += min(granted[name] - placed[name], room - sum(placed.values()))
+            free = room - sum(placed.values()) - len(under_way)
+            coming = min(granted[name] - placed[name] - under_way.count(name), free)
+            moving.setdefault(now + 4, []).extend([name] * coming)
+            under_way += [name] * coming
     return granted
 
 
 def test_who_waits_for_long_gets_a_fair_share_and_it_lasts() -> None:
-    leases, placed = Leases(), {"a": 4, "b": 0}
-    settle(leases, {"a": 8, "b": 8}, 4, 18, placed)
-    assert placed == {"a": 4, "b": 0}, "a node may be on its way"
-    settle(leases, {"a": 8, "b": 8}, 4, 30, placed, start=18)
-    assert placed == {"a": 2, "b": 2}
-    settle(leases, {"a": 8, "b": 8}, 4, 100, placed, start=48)
-    assert placed == {"a": 2, "b": 2}
-    settle(leases, {"a": 8, "b": 8}, 6, 20, placed, start=148)
-    assert sum(placed.values()) == 6, "one more is always tried, so a node that comes is noticed"
-    granted = settle(leases, {"a": 8, "b": 1}, 9, 60, placed, start=168)
-    assert placed == {"a": 8, "b": 1}
-    assert granted == {"a": 8, "b": 1}, "the division ends when all have what they want"
+    leases, placed = Leases(), {"a": 8, "b": 0}
+    settle(leases, {"a": 16, "b": 16}, 8, 18, placed)
+    assert placed == {"a": 8, "b": 0}, "a node may be on its way"
+    settle(leases, {"a": 16, "b": 16}, 8, 14, placed, start=18)
+    assert placed == {"a": 4, "b": 4}, "at once, and no further: those on their way count"
+    settle(leases, {"a": 16, "b": 16}, 8, 200, placed, start=32)
+    assert placed == {"a": 4, "b": 4}
+    settle(leases, {"a": 16, "b": 16}, 10, 40, placed, start=232)
+    assert sum(placed.values()) == 10, "one more is always tried, so a node that comes is noticed"
+    granted = settle(leases, {"a": 16, "b": 1}, 17, 100, placed, start=272)
+    assert placed == {"a": 16, "b": 1}
+    assert granted == {"a": 16, "b": 1}, "the division ends when all have what they want"
+
+
+def test_a_newcomer_that_wants_one_place_gets_it() -> None:
+    leases, placed = Leases(), {"a": 8, "b": 0}
+    settle(leases, {"a": 8, "b": 1}, 8, 60, placed)
+    assert placed == {"a": 7, "b": 1}
+
+
+def test_as_long_as_nodes_are_on_their_way_nobody_gives_up_any() -> None:
+    leases = Leases()
+    for now in range(0, 100, 2):
+        assert leases.renew("a", ask(8, 8), float(now)) == 8
+        assert leases.renew("b", ask(8, 0), float(now)) == 8
+        assert leases.is_waited_for
+        leases.expire(float(now), is_growing=True)
 
 
 def test_alone_nobody_has_to_give_up_what_waits_for_nodes() -> None:
@@ -73,6 +96,7 @@ def test_kinds_of_places_do_not_compete() -> None:
     for now in range(0, 100, 2):
         cpu = leases.renew("a", ask(8, 8), float(now))
         gpu = leases.renew("b", ask(8, 0, places=GPU), float(now))
+        leases.expire(float(now))
     assert (cpu, gpu) == (8, 8)
     assert sorted(leases.floor(), key=repr) == sorted([(CPU, 8), (GPU, 8)], key=repr)
 

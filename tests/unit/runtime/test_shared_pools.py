@@ -13,12 +13,15 @@ from atoll.runtime.places import Place
 from atoll.runtime.shared import SharedPools
 from atoll.runtime.software import software
 
+VERSIONS = {name: value for name, value in software().items() if name != "processor"}
+
 
 class Handle:
     """A pool that answers `open` when told to."""
 
     def __init__(self, number: int) -> None:
         self.number, self.opened, self.closed = number, [], []
+        self.where = SimpleNamespace(remote=lambda has_gpu: ("where", self))
         self.open = SimpleNamespace(remote=lambda run, *_: self.opened.append(run) or ("open", self))
         self.close = SimpleNamespace(remote=self.closed.append)
 
@@ -75,21 +78,28 @@ class World:
             module, "ray", SimpleNamespace(get=lambda value: value[1], get_runtime_context=lambda: context)
         )
         self.calls, self.run = Calls(), Run()
-        session: Any = SimpleNamespace(most_workers=most, gpus_per_worker=0.0, new_pool=self.new_pool)
+        session: Any = SimpleNamespace(
+            num_workers=least, most_workers=most, gpus_per_worker=0.0, new_pool=self.new_pool
+        )
         calls: Any = self.calls
         run: Any = self.run
-        self.pools = SharedPools(list(self.made), session, calls, [run])
+        self.over: Any = Run()
+        self.over.is_over = True
+        self.pools = SharedPools(list(self.made), session, calls, [run, self.over])
         self.pools.open(run)
 
     def new_pool(self) -> Handle:
         self.made.append(Handle(len(self.made)))
         return self.made[-1]
 
-    def answer(self, node: str = "n", **differs: str) -> None:
-        """All pools that were asked to open say where they are."""
-        pending, self.calls.pending = self.calls.pending, []
-        for _, then in pending:
-            then((None, Place("host", 1, node, {**software(), **differs})))
+    def answer(self, nodes: tuple[str, ...] = (), kind: str = "AVX2", **differs: str) -> None:
+        """All that were asked where they are, or to open, do so; in the order of their numbers."""
+        pending, self.calls.pending = sorted(self.calls.pending, key=lambda one: one[0][1].number), []
+        numbers = sorted({reference[1].number for reference, _ in pending})
+        node = dict(zip(numbers, nodes or ["n"] * len(numbers), strict=True))
+        for reference, then in pending:
+            place = Place("host", 1, node[reference[1].number], {**VERSIONS, **differs}, kind)
+            then((None, place if reference[0] == "where" else None))
 
 
 def test_more_pools_prepare_themselves_for_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +134,11 @@ def test_a_pool_that_goes_finishes_its_calls_first(monkeypatch: pytest.MonkeyPat
 
 def test_pools_without_a_place_go_first_then_whole_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, least=3, most=5)
-    for node in ("driver's", "full", "full"):
-        (_, then) = world.calls.pending.pop(0)
-        then((None, Place("host", 1, node, software())))
+    world.answer(("driver's", "full", "full"))
     world.pools.resize(5)
-    (_, then) = world.calls.pending.pop(0)
-    then((None, Place("host", 1, "lonely", software())))
+    for reference, then in world.calls.pending:
+        if reference == ("where", world.made[3]):
+            then((None, Place("host", 1, "lonely", VERSIONS, "AVX2")))
     for number, gone in ((4, [4]), (3, [4, 3]), (2, [4, 3, 2]), (1, [4, 3, 2, 1])):
         world.pools.resize(number)
         assert [handle.number for handle in world.ended] == gone
@@ -149,10 +158,21 @@ def test_a_pool_that_dies_on_its_way_out_is_not_replaced(monkeypatch: pytest.Mon
 
 def test_a_pool_that_would_end_in_other_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
-    with pytest.raises(SpecError, match=r"worker on host: got numpy '1.0'; need as on the other nodes: numpy"):
+    with pytest.raises(SpecError, match=r"worker on host: got numpy '1.0'; need as the others: numpy"):
         world.answer(numpy="1.0")
     world = World(monkeypatch)
-    (_, then) = world.calls.pending.pop()
-    then((None, Place("host", 1, "n", {**software(), "processor": "AVX512"})))
-    with pytest.raises(SpecError, match="processor"):
-        world.answer(processor="AVX2")
+    world.answer()
+    assert world.pools.kind == "AVX2"
+    world.pools.resize(3)
+    with pytest.raises(SpecError, match="got device 'AVX512'; need as the others: device 'AVX2'"):
+        world.answer(kind="AVX512")
+
+
+def test_a_run_that_is_over_hears_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.answer()
+    world.pools.resize(4)
+    world.answer()
+    world.pools.resize(1)
+    assert world.over.told == world.over.ready == []
+    assert [kind for kind, _ in world.run.told] == ["retired", "gone"] * 3
