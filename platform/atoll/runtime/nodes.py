@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from atoll.runtime.session import RaySession  # before Ray, which reads how to authenticate when it is imported
+
+# isort: split
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atoll.errors import AtollError
-from atoll.runtime.session import RaySession
 
 __all__ = ["NodeAnswer", "ask_nodes", "connected"]
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from atoll.runtime.session import RaySession  # before Ray, which reads how to authenticate when it is imported
+
+# isort: split
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from atoll.errors import AtollError, InfrastructureError, Interrupted
 from atoll.runtime.parts import Outcome, Parts, RunResult
-from atoll.runtime.session import RaySession
 from atoll.runtime.stopping import Patience, StopSignal
 
 __all__ = ["run_on_ray"]

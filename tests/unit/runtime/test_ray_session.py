@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -138,3 +140,12 @@ def test_trackers_get_the_drivers_variables_of_mlflow_alone(monkeypatch: pytest.
     assert all(name.startswith("MLFLOW_") for name in session._tracking)
     assert "sesame" not in repr(session)
     assert session._bare()._tracking == session._tracking
+
+
+@pytest.mark.parametrize("module", ["ray_executor", "nodes", "session"])
+def test_an_embedded_ray_has_a_token_of_its_own(module: str) -> None:
+    """Ray reads how to authenticate when it is imported: whatever is imported first, that must be settled."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    script = f"import os, atoll.runtime.{module}; print(os.environ['RAY_AUTH_MODE'], len(os.environ['RAY_AUTH_TOKEN']))"
+    done = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["token", "64"]
