@@ -45,6 +45,8 @@ _HOPELESS = 3.0
 _LONG_S = 5.0
 #: blocks that are timed one by one for what a block costs
 _FITTED_BLOCKS = 6
+#: seconds of blocks that are trained once each, and most bytes of the versions that they start from
+_SPREAD_S, _SPREAD_BYTES = 2.0, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class _Bench:
     """Blocks of a spec's first server steps, all from version 0, and what trains them in this process."""
 
     def __init__(self, spec: sp.Spec, data: ClientData) -> None:
-        planner = make_planner(spec, data, shape_of(spec, data.shape))
+        self._planner = planner = make_planner(spec, data, shape_of(spec, data.shape))
         self._learner = build_learner(spec, data.identity)
         one_thread()  # as in a pool
         self.first = first_version(spec, data.shape)
@@ -190,6 +192,24 @@ class _Bench:
     def num_lanes(self) -> int:
         """Client updates."""
         return sum(block.num_lanes for block in self.blocks)
+
+    def spread(self) -> tuple[list[Block], float]:
+        """Blocks of the steps that follow, each trained once, from versions that differ in memory; and the seconds.
+
+        Passes over the same blocks find data and weights in the processor's caches. A run does not.
+        """
+        first, blocks, seconds = self.first, list[Block](), 0.0
+        size = first.dense.nbytes + sum(table.nbytes for table in first.tables)
+        copies = [first.dense.copy() for _ in range(max(1, min(64, _SPREAD_BYTES // size)))]
+        while seconds < _SPREAD_S:
+            found = self._planner.advance().blocks
+            needed = set().union(*(block.start_version.tolist() for block in found))
+            versions = {one: ModelVersion(one, copies[one % len(copies)], first.tables) for one in sorted(needed)}
+            started = time.perf_counter()
+            train_blocks(self._learner, found, versions)
+            seconds += time.perf_counter() - started
+            blocks += found
+        return blocks, seconds
 
     def seconds(self, blocks: Sequence[Block]) -> float:
         """To train them, at best."""
@@ -209,7 +229,7 @@ def _best(work: Callable[[], object]) -> float:
 def _costs(spec: sp.Spec, data: ClientData, best: Timing) -> WorkCosts:
     """What a block costs by its lanes and examples: the plan's own blocks and parts of them, fitted without negatives.
 
-    Scaled so that all blocks together cost what they cost in one call, as pools train them.
+    Scaled to what blocks cost that are trained once, as in a run.
     """
     from scipy.optimize import nnls
 
@@ -222,10 +242,10 @@ def _costs(spec: sp.Spec, data: ClientData, best: Timing) -> WorkCosts:
     features = np.array([(1.0, block.num_lanes, epochs * int(block.num_examples.sum())) for block in samples])
     # relative errors: a long block is no more important than a short one
     found, _ = nnls(features / measured[:, None], np.ones(len(samples)))
-    together = np.array(
-        [len(bench.blocks), bench.num_lanes, epochs * sum(int(block.num_examples.sum()) for block in bench.blocks)]
-    )
-    found *= bench.seconds(bench.blocks) / float(together @ found)
+    once, seconds = bench.spread()
+    examples = epochs * sum(int(block.num_examples.sum()) for block in once)
+    together = np.array([len(once), sum(block.num_lanes for block in once), examples])
+    found *= seconds / float(together @ found)
     evaluator = build_evaluator(chosen, data.identity)
     block_s, update_s, example_s = found.tolist()
     return WorkCosts(block_s, update_s, example_s, _best(lambda: evaluator.evaluate(bench.first)))
