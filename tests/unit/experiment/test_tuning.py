@@ -26,6 +26,12 @@ SPEC = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well costs are measured is not what is tested here."""
+    monkeypatch.setattr("atoll.experiment.tuning._SPREAD_S", 0.05)
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tuned") / "profile.json"
