@@ -34,11 +34,13 @@ class Head:
         server: address of its job server.
         gcs: address for drivers.
         environment: for processes that may connect.
+        folder: Ray's own.
     """
 
     server: str
     gcs: str
     environment: dict[str, str]
+    folder: Path
 
     def atoll(self, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
         """A command of ours, typed on this machine."""
@@ -72,7 +74,7 @@ def head(num_cpus: int) -> Iterator[Head]:
             process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        found = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
+        found = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, Path(folder))
         try:
             _wait_for(process, found)
             yield found

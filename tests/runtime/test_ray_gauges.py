@@ -23,7 +23,7 @@ def shown(there: Head) -> dict[str, dict[str, str]]:
     """Metrics of atoll: name → labels of its last series, from where Ray tells Prometheus to look."""
     found = {}
     try:
-        discovered = json.loads(Path(there.environment["HOME"], "prom_metrics_service_discovery.json").read_text())
+        discovered = json.loads((there.folder / "prom_metrics_service_discovery.json").read_text())
         for target in [target for group in discovered for target in group["targets"]]:
             with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
                 for line in answer.read().decode().splitlines():
