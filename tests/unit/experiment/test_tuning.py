@@ -57,7 +57,7 @@ def test_what_a_block_costs_is_measured_too(table: Path) -> None:
     assert entry["machine"]
     # ten clients of 8 examples and one epoch in every block
     per_update_s = entry["block_s"] / min(entry["lanes"], 10) + entry["update_s"] + 8 * entry["example_s"]
-    # one is of passes in caches, the other of blocks trained once, perhaps on a busy machine: no wrong unit, no lost factor
+    # one is of passes in caches, the other of blocks trained once, perhaps on a busy machine: units and factors
     assert 0.02 < per_update_s * entry["client_updates_per_s"] < 50, "what is said of blocks and of updates agrees"
 
 
