@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -72,9 +73,7 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip("no PostgreSQL on this machine")
     pytest.importorskip("psycopg", reason="the driver of PostgreSQL is not installed")
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    folder = Path(
-        subprocess.run(["mktemp", "-d", "/tmp/pgXXXXXX"], capture_output=True, text=True, check=True).stdout.strip()
-    )
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
     if os.geteuid() == 0:
         try:
             shutil.chown(folder, user)

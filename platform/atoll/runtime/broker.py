@@ -57,7 +57,9 @@ class DemandBroker:
     def _watch(self) -> None:
         while True:
             time.sleep(_EVERY_S)
-            grows = self._leases.is_waited_for and is_growing()
+            with self._lock:
+                is_waited_for = self._leases.is_waited_for
+            grows = is_waited_for and is_growing()  # takes seconds: nobody waits for it
             with self._lock:
                 self._leases.expire(time.monotonic(), is_growing=grows)
                 self._tell()
